@@ -1,0 +1,5 @@
+"""The ``torch.autograd.Function`` of every quantizer, for those who build their own ops on them."""
+
+from .ops.lsq import LSQ
+
+__all__ = ["LSQ"]

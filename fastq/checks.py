@@ -1,0 +1,33 @@
+"""The checking mode: values that the kernels give a documented result for raise instead."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["set_checks"]
+
+_enabled = False
+
+
+def set_checks(enabled: bool) -> None:
+    """Turn the checking mode on or off (off at first), for all threads.
+
+    On, every op looks at the values it is given and raises ``ValueError`` for a step that is zero, negative, infinite
+    or NaN, and for a NaN in ``x`` or ``offset``. Looking synchronises with the device: a mode for finding a fault,
+    not for training. Off, METHODS' documented results apply: ``max(|step|, eps)``, and NaN goes through.
+    """
+    global _enabled
+    _enabled = bool(enabled)
+
+
+def checks_enabled() -> bool:
+    return _enabled
+
+
+def check_values(op: str, x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None) -> None:
+    """Raise ``ValueError`` on the values the checking mode refuses."""
+    if not bool((step.isfinite() & (step > 0)).all()):
+        raise ValueError(f"{op}: step must be positive and finite everywhere, got {step.detach().flatten()[:8].tolist()}")
+    for name, t in (("x", x), ("offset", offset)):
+        if t is not None and bool(t.isnan().any()):
+            raise ValueError(f"{op}: {name} holds NaN ({int(t.isnan().sum())} of {t.numel()} elements)")

@@ -1,0 +1,107 @@
+"""Granularity: which elements of ``x`` share one quantizer parameter.
+
+A parameter tensor (a step, an offset) holds one value
+
+* **per tensor**: one element;
+* **per channel**: ``(C,)`` with ``axis=``, ``C = x.shape[axis]``;
+* **per group**: ``x.shape[:-1] + (K / group_size,)`` with ``group_size=``, for groups of ``group_size`` consecutive
+  elements of the last axis, ``K = x.shape[-1]``.
+
+Every backend sees the same thing: ``x`` read as ``[outer, channels, inner]``, where element ``i`` uses parameter
+``(i // inner) % channels``. Inside the ops an absent axis is ``-1`` and an absent group size is ``0``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["check_input", "check_parameter", "expand", "normalize_axis", "numel_per_parameter", "sum_to_parameter"]
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype of the arithmetic, of the parameters and of their gradients: fp64 for fp64 ``x``, else fp32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def check_input(op: str, x: torch.Tensor) -> None:
+    """``x`` is a dense tensor of a float dtype the kernels know; otherwise ``TypeError``."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{op}: x must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{op}: x must be a dense (strided) tensor, got layout {x.layout}; call x.to_dense() first")
+    if x.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{op}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+
+
+def normalize_axis(op: str, x: torch.Tensor, axis: int | None, group_size: int | None) -> tuple[int, int]:
+    """``(axis, group_size)`` as the ops take them: axis in ``[0, x.dim())`` or -1, group size positive or 0."""
+    if axis is None and group_size is None:
+        return -1, 0
+    if axis is not None and group_size is not None:
+        raise ValueError(f"{op}: axis={axis} and group_size={group_size} exclude each other; give one of them")
+    if axis is not None:
+        if not -x.dim() <= axis < x.dim():
+            raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim() - 1}] for x of {x.dim()} dimensions, got {axis}")
+        return axis % x.dim(), 0
+    assert group_size is not None  # for mypy: the three cases above leave only this one
+    if group_size < 1:
+        raise ValueError(f"{op}: group_size must be at least 1, got {group_size}")
+    if x.dim() == 0 or x.shape[-1] % group_size != 0:
+        last = "no axis" if x.dim() == 0 else f"the last axis of length {x.shape[-1]}"
+        raise ValueError(f"{op}: group_size={group_size} must divide the last axis of x, but x has {last}")
+    return -1, group_size
+
+
+def parameter_shape(x: torch.Tensor, axis: int, group_size: int) -> tuple[int, ...]:
+    """The shape a parameter has (per tensor, any shape of one element does)."""
+    if group_size:
+        return (*x.shape[:-1], x.shape[-1] // group_size)
+    return (x.shape[axis],) if axis >= 0 else ()
+
+
+def check_parameter(op: str, name: str, p: torch.Tensor, x: torch.Tensor, axis: int, group_size: int) -> None:
+    """``p`` has the dtype, device and shape that ``x`` and the granularity call for; ``TypeError`` or ``ValueError``."""
+    if not isinstance(p, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(p).__name__}")
+    dtype = compute_dtype(x)
+    if p.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {dtype} for x of {x.dtype}, got {p.dtype}")
+    if p.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {p.layout}")
+    if p.device != x.device:
+        raise ValueError(f"{op}: {name} must be on the device of x, {x.device}, got {p.device}")
+    if axis < 0 and not group_size:
+        if p.numel() != 1:
+            raise ValueError(
+                f"{op}: {name} must have one element per tensor, got shape {tuple(p.shape)}; "
+                "for one per channel give axis=, for one per group give group_size="
+            )
+    elif tuple(p.shape) != (shape := parameter_shape(x, axis, group_size)):
+        kind = f"group_size={group_size}" if group_size else f"axis={axis}"
+        raise ValueError(f"{op}: {name} must have shape {shape} for x of shape {tuple(x.shape)} and {kind}, got {tuple(p.shape)}")
+
+
+def numel_per_parameter(x: torch.Tensor, p: torch.Tensor) -> int:
+    """How many elements of ``x`` share one element of ``p`` (the N of ``grad_scale="lsq"``); at least 1."""
+    return max(x.numel() // max(p.numel(), 1), 1)
+
+
+def expand(p: torch.Tensor, x: torch.Tensor, axis: int, group_size: int) -> torch.Tensor:
+    """``p`` broadcast against ``x`` (per group: repeated to the shape of ``x``). Differentiable."""
+    if group_size:
+        return p.unsqueeze(-1).expand(*p.shape, group_size).reshape(x.shape)
+    if axis >= 0:
+        return p.reshape([-1 if d == axis else 1 for d in range(x.dim())])
+    return p.reshape(())
+
+
+def sum_to_parameter(t: torch.Tensor, p: torch.Tensor, axis: int, group_size: int) -> torch.Tensor:
+    """Sum ``t``, of the shape of ``x``, over the elements that share a parameter; result of the shape of ``p``."""
+    if group_size:
+        return t.reshape(*p.shape, group_size).sum(-1)
+    if axis >= 0:
+        others = [d for d in range(t.dim()) if d != axis]
+        return t.sum(others) if others else t.clone()
+    return t.sum().reshape(p.shape)
