@@ -1,0 +1,216 @@
+// The loops of every elementwise quantizer: one forward, one backward, for rows that share a parameter and for columns
+// that do. A method is a struct as in csrc/methods/lsq.h.
+//
+// Sums: kLanes partial sums side by side (lane = position % kLanes) over a chunk of fixed size, a tree over the lanes,
+// then the chunks in order, in fp64. None of it depends on the vector width or the number of threads.
+#pragma once
+
+#include "../methods/numeric.h"
+#include "call.h"
+#include "vector.h"
+
+namespace fastq {
+inline namespace FASTQ_ISA {
+
+template <class M, class S>
+struct Elementwise {
+  using T = typename S::Element;
+  using F = typename S::F;
+  using V = typename S::V;
+  static constexpr int kParameters = M::kParameters;
+  static constexpr int kWidth = sizeof(V) / sizeof(F);
+  static constexpr int kVectors = kLanes / kWidth;
+
+  static Range<F> range(const Call& c) { return {F(c.qmin), F(c.qmax), F(c.lower), F(c.upper), F(c.eps)}; }
+
+  static F prepared(const Call& c, int i, int64_t channel, const Range<F>& r) {
+    return M::prepare(i, static_cast<const F*>(c.parameter[i])[channel], r);
+  }
+
+  // kLanes elements at x. `p` holds one vector per parameter (kStride = 0) or one per parameter and vector.
+  template <int kStride>
+  FASTQ_HD static void forward_block(const T* x, T* y, const V* p, const Range<F>& r) {
+    for (int k = 0; k < kVectors; ++k)
+      S::store(y + k * kWidth, M::forward(S::load(x + k * kWidth), p + k * kStride, r));
+  }
+
+  template <int kStride>
+  FASTQ_HD static void backward_block(const T* x, const T* g, T* dx, const V* p, const Range<F>& r,
+                                      V (*sums)[kVectors]) {
+    for (int k = 0; k < kVectors; ++k) {
+      V terms[kParameters];
+      S::store(dx + k * kWidth,
+               M::backward(S::load(x + k * kWidth), S::load(g + k * kWidth), p + k * kStride, r, terms));
+      for (int i = 0; i < kParameters; ++i) sums[i][k] += terms[i];
+    }
+  }
+
+  // The last elements of a run, fewer than kLanes: through buffers whose rest is zero, which adds nothing to a sum.
+  struct Tail {
+    T x[kLanes] = {}, g[kLanes] = {}, out[kLanes];
+  };
+
+  static F tree(const V* sums) {
+    F lane[kLanes];
+    std::memcpy(lane, sums, sizeof(lane));
+    for (int half = kLanes / 2; half > 0; half /= 2)
+      for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
+    return lane[0];
+  }
+
+  static void forward_run(const T* x, T* y, int64_t n, const V* p, const Range<F>& r) {
+    int64_t j = 0;
+    for (; j + kLanes <= n; j += kLanes) forward_block<0>(x + j, y + j, p, r);
+    if (j < n) {
+      Tail tail;
+      std::memcpy(tail.x, x + j, (n - j) * sizeof(T));
+      forward_block<0>(tail.x, tail.out, p, r);
+      std::memcpy(y + j, tail.out, (n - j) * sizeof(T));
+    }
+  }
+
+  static void backward_run(const T* x, const T* g, T* dx, int64_t n, const V* p, const Range<F>& r, F* result) {
+    V sums[kParameters][kVectors] = {};
+    int64_t j = 0;
+    for (; j + kLanes <= n; j += kLanes) backward_block<0>(x + j, g + j, dx + j, p, r, sums);
+    if (j < n) {
+      Tail tail;
+      std::memcpy(tail.x, x + j, (n - j) * sizeof(T));
+      std::memcpy(tail.g, g + j, (n - j) * sizeof(T));
+      backward_block<0>(tail.x, tail.g, tail.out, p, r, sums);
+      std::memcpy(dx + j, tail.out, (n - j) * sizeof(T));
+    }
+    for (int i = 0; i < kParameters; ++i) result[i] = tree(sums[i]);
+  }
+
+  // Rows: task t is chunk t % chunks of row t / chunks.
+  template <class Body>
+  static void each_chunk(const Call& c, int64_t begin, int64_t end, Body body) {
+    const Range<F> r = range(c);
+    const int64_t chunks = c.geometry.chunks(), inner = c.geometry.inner;
+    V p[kParameters] = {};
+    int64_t loaded = -1;
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t row = t / chunks, start = (t % chunks) * kChunk;
+      if (row != loaded) {
+        for (int i = 0; i < kParameters; ++i) p[i] = splat<V>(prepared(c, i, row % c.geometry.channels, r));
+        loaded = row;
+      }
+      body(t, row * inner + start, inner - start < kChunk ? inner - start : kChunk, p, r);
+    }
+  }
+
+  // Columns: task t is kRowBlock rows; a column block is kLanes columns, the last one padded in `prepared`.
+  static void prepare(const Call& c) {
+    const Range<F> r = range(c);
+    const int64_t width = c.geometry.width(), padded = (width + kLanes - 1) / kLanes * kLanes;
+    for (int i = 0; i < kParameters; ++i) {
+      F* to = static_cast<F*>(c.prepared[i]);
+      for (int64_t w = 0; w < width; ++w) to[w] = prepared(c, i, w / c.geometry.inner, r);
+      for (int64_t w = width; w < padded; ++w) to[w] = F(1);
+    }
+  }
+
+  static void load_columns(const Call& c, int64_t w, V* p) {
+    for (int k = 0; k < kVectors; ++k)
+      for (int i = 0; i < kParameters; ++i)
+        p[k * kParameters + i] = load_bits<V>(static_cast<const F*>(c.prepared[i]) + w + k * kWidth);
+  }
+
+  static void forward(const Call& c, int64_t begin, int64_t end) {
+    const T* x = static_cast<const T*>(c.x);
+    T* y = static_cast<T*>(c.out);
+    if (!c.geometry.columns()) {
+      each_chunk(c, begin, end, [&](int64_t, int64_t at, int64_t n, const V* p, const Range<F>& r) {
+        forward_run(x + at, y + at, n, p, r);
+      });
+      return;
+    }
+    const Range<F> r = range(c);
+    const int64_t width = c.geometry.width();
+    const int64_t last = end * kRowBlock < c.geometry.outer ? end * kRowBlock : c.geometry.outer;
+    for (int64_t row = begin * kRowBlock; row < last; ++row) {
+      V p[kVectors * kParameters] = {};
+      int64_t w = 0;
+      for (; w + kLanes <= width; w += kLanes) {
+        load_columns(c, w, p);
+        forward_block<kParameters>(x + row * width + w, y + row * width + w, p, r);
+      }
+      if (w < width) {
+        Tail tail;
+        load_columns(c, w, p);
+        std::memcpy(tail.x, x + row * width + w, (width - w) * sizeof(T));
+        forward_block<kParameters>(tail.x, tail.out, p, r);
+        std::memcpy(y + row * width + w, tail.out, (width - w) * sizeof(T));
+      }
+    }
+  }
+
+  static void backward(const Call& c, int64_t begin, int64_t end) {
+    const T* x = static_cast<const T*>(c.x);
+    const T* g = static_cast<const T*>(c.g);
+    T* dx = static_cast<T*>(c.out);
+    if (!c.geometry.columns()) {
+      each_chunk(c, begin, end, [&](int64_t t, int64_t at, int64_t n, const V* p, const Range<F>& r) {
+        F sums[kParameters];
+        backward_run(x + at, g + at, dx + at, n, p, r, sums);
+        for (int i = 0; i < kParameters; ++i) static_cast<F*>(c.partial[i])[t] = sums[i];
+      });
+      return;
+    }
+    const Range<F> r = range(c);
+    const int64_t width = c.geometry.width();
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t first = t * kRowBlock;
+      const int64_t last = first + kRowBlock < c.geometry.outer ? first + kRowBlock : c.geometry.outer;
+      for (int64_t w = 0; w < width; w += kLanes) {
+        V p[kVectors * kParameters] = {};
+        load_columns(c, w, p);
+        V sums[kParameters][kVectors] = {};
+        const int64_t n = width - w;
+        if (n >= kLanes) {
+          for (int64_t row = first; row < last; ++row) {
+            const int64_t at = row * width + w;
+            backward_block<kParameters>(x + at, g + at, dx + at, p, r, sums);
+          }
+        } else {
+          Tail tail;
+          for (int64_t row = first; row < last; ++row) {
+            const int64_t at = row * width + w;
+            std::memcpy(tail.x, x + at, n * sizeof(T));
+            std::memcpy(tail.g, g + at, n * sizeof(T));
+            backward_block<kParameters>(tail.x, tail.g, tail.out, p, r, sums);
+            std::memcpy(dx + at, tail.out, n * sizeof(T));
+          }
+        }
+        for (int i = 0; i < kParameters; ++i)
+          std::memcpy(static_cast<F*>(c.partial[i]) + t * width + w, sums[i],
+                      (n < kLanes ? n : kLanes) * sizeof(F));
+      }
+    }
+  }
+
+  static void finish(const Call& c, int64_t begin, int64_t end) {
+    const Geometry& geometry = c.geometry;
+    for (int i = 0; i < kParameters; ++i) {
+      const F* partial = static_cast<const F*>(c.partial[i]);
+      for (int64_t channel = begin; channel < end; ++channel) {
+        double sum = 0;
+        if (geometry.columns()) {
+          for (int64_t t = 0; t < geometry.tasks(); ++t)
+            for (int64_t j = 0; j < geometry.inner; ++j)
+              sum += partial[t * geometry.width() + channel * geometry.inner + j];
+        } else {
+          const int64_t chunks = geometry.chunks();
+          for (int64_t o = 0; o < geometry.outer; ++o)
+            for (int64_t k = 0; k < chunks; ++k) sum += partial[(o * geometry.channels + channel) * chunks + k];
+        }
+        static_cast<F*>(c.gradient[i])[channel] =
+            M::finish(i, F(sum), static_cast<const F*>(c.parameter[i])[channel], F(c.scale[i]));
+      }
+    }
+  }
+};
+
+}  // namespace FASTQ_ISA
+}  // namespace fastq

@@ -1,0 +1,122 @@
+// CPU vectors of the width of one instruction set, and how storage types become them.
+//
+// They are GCC/Clang vector extensions, so that the formula of a method, written once over a value type, is vector code by
+// construction: nothing hangs on the auto-vectoriser, which turns a select into branches.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "../methods/numeric.h"
+
+#if defined(__AVX512F__)
+#define FASTQ_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define FASTQ_VECTOR_BYTES 32
+#else
+#define FASTQ_VECTOR_BYTES 16
+#endif
+
+namespace fastq {
+inline namespace FASTQ_ISA {
+
+typedef float F32 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
+typedef double F64 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
+typedef uint32_t U32 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
+typedef uint16_t U16 __attribute__((vector_size(FASTQ_VECTOR_BYTES / 2)));
+
+template <>
+struct Splat<F32> {
+  FASTQ_HD static F32 of(float value) { return value - F32{}; }
+};
+template <>
+struct Splat<F64> {
+  FASTQ_HD static F64 of(double value) { return value - F64{}; }
+};
+
+template <class V, class T>
+FASTQ_HD V load_bits(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V, class T>
+FASTQ_HD void store_bits(T* p, V v) {
+  std::memcpy(p, &v, sizeof(V));
+}
+
+// Storage types: the arithmetic type F, its vector V, and how to get there and back (round half to even, NaN stays NaN).
+struct Float32 {
+  using Element = float;
+  using F = float;
+  using V = F32;
+  FASTQ_HD static V load(const float* p) { return load_bits<V>(p); }
+  FASTQ_HD static void store(float* p, V v) { store_bits(p, v); }
+};
+
+struct Float64 {
+  using Element = double;
+  using F = double;
+  using V = F64;
+  FASTQ_HD static V load(const double* p) { return load_bits<V>(p); }
+  FASTQ_HD static void store(double* p, V v) { store_bits(p, v); }
+};
+
+struct BFloat16 {
+  using Element = uint16_t;
+  using F = float;
+  using V = F32;
+  FASTQ_HD static V load(const uint16_t* p) { return V(__builtin_convertvector(load_bits<U16>(p), U32) << 16); }
+  FASTQ_HD static void store(uint16_t* p, V v) {
+    const U32 bits = U32(v);
+    const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const U32 result = (v == v) ? rounded : (U32{} + 0x7fc0u);
+    store_bits(p, __builtin_convertvector(result, U16));
+  }
+};
+
+struct Float16 {
+  using Element = uint16_t;
+  using F = float;
+  using V = F32;
+#if FASTQ_VECTOR_BYTES == 64
+  FASTQ_HD static V load(const uint16_t* p) { return V(_mm512_cvtph_ps(load_bits<__m256i>(p))); }
+  FASTQ_HD static void store(uint16_t* p, V v) {
+    store_bits(p, _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+#elif defined(__F16C__)
+  FASTQ_HD static V load(const uint16_t* p) { return V(_mm256_cvtph_ps(load_bits<__m128i>(p))); }
+  FASTQ_HD static void store(uint16_t* p, V v) {
+    store_bits(p, _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+#else
+  // Without F16C: move exponent and mantissa to their fp32 places and let one multiplication by 2^112 put the bias right,
+  // subnormals included.
+  FASTQ_HD static V load(const uint16_t* p) {
+    const U32 half = __builtin_convertvector(load_bits<U16>(p), U32);
+    const U32 sign = (half & 0x8000u) << 16;
+    const U32 magnitude = (half & 0x7fffu) << 13;
+    const U32 finite = U32(V(magnitude) * 5.192296858534828e33f);
+    const U32 special = magnitude | 0x7f800000u;
+    const U32 result = ((half & 0x7c00u) == 0x7c00u) ? special : finite;
+    return V(result | sign);
+  }
+  FASTQ_HD static void store(uint16_t* p, V v) {
+    const U32 bits = U32(v);
+    const U32 sign = (bits >> 16) & 0x8000u;
+    const U32 magnitude = bits & 0x7fffffffu;
+    const U32 normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const U32 subnormal = U32(V(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds at the subnormals' last place
+    U32 result = (magnitude < 0x38800000u) ? subnormal : normal;
+    result = (magnitude >= 0x477ff000u) ? (U32{} + 0x7c00u) : result;
+    result = (magnitude > 0x7f800000u) ? (U32{} + 0x7e00u) : result;
+    store_bits(p, __builtin_convertvector(result | sign, U16));
+  }
+#endif
+};
+
+}  // namespace FASTQ_ISA
+}  // namespace fastq

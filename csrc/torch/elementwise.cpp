@@ -1,0 +1,203 @@
+#include "elementwise.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace fastq {
+
+namespace {
+
+using torch::headeronly::ScalarType;
+
+DType storage_type(const Arguments& a, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    case ScalarType::Double: return DType::f64;
+    default: STD_TORCH_CHECK(false, "fastq::", a.op, ": x must be float32, bfloat16, float16 or float64");
+  }
+}
+
+// Dimensions from the outermost in memory to the innermost; those of size 1 have no place and are left out.
+std::vector<int64_t> memory_order(const Tensor& t) {
+  std::vector<int64_t> order;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) != 1) order.push_back(d);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return t.stride(a) > t.stride(b); });
+  return order;
+}
+
+// Every element once, no gaps: memory can be walked from end to end.
+bool is_dense(const Tensor& t) {
+  if (t.is_contiguous()) return true;
+  int64_t expected = 1;
+  const std::vector<int64_t> order = memory_order(t);
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    if (t.stride(*d) != expected) return false;
+    expected *= t.size(*d);
+  }
+  return true;
+}
+
+bool same_layout(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  return true;
+}
+
+// `t` in the layout of `like`, copied only where it has another (an expanded gradient has strides of 0).
+Tensor in_layout_of(const Tensor& t, const Tensor& like) {
+  if (same_layout(t, like)) return t;
+  Tensor copy = torch::stable::empty_like(like);
+  return torch::stable::copy_(copy, t);
+}
+
+struct Prepared {
+  Tensor x;  // dense
+  Call call = {};
+  std::vector<Tensor> parameters;  // contiguous
+  std::vector<Tensor> keep;
+};
+
+double below(double edge, bool f64) {
+  return f64 ? std::nextafter(edge, -std::numeric_limits<double>::infinity())
+             : std::nextafter(float(edge), -std::numeric_limits<float>::infinity());
+}
+double above(double edge, bool f64) { return -below(-edge, f64); }
+
+// The strict bounds of the straight-through mask, as fastq.ranges.mask_bounds gives them.
+void mask_bounds(Call& c, int64_t boundary) {
+  const bool f64 = c.dtype == DType::f64;
+  c.lower = c.qmin;
+  c.upper = c.qmax;
+  bool lower_belongs = boundary != kOpen, upper_belongs = lower_belongs;
+  if (boundary == kRounded) {
+    c.lower -= 0.5;
+    c.upper += 0.5;
+    lower_belongs = std::fmod(c.qmin, 2.0) == 0;  // a tie goes to the even code
+    upper_belongs = std::fmod(c.qmax, 2.0) == 0;
+  }
+  if (lower_belongs) c.lower = below(c.lower, f64);
+  if (upper_belongs) c.upper = above(c.upper, f64);
+}
+
+Prepared prepare(const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
+  // The operators have no autograd formula: under grad mode a gradient would be lost in silence.
+  STD_TORCH_CHECK(!aoti_torch_grad_mode_is_enabled(), "fastq::", a.op,
+                  " is a private operator without an autograd formula; call the public function of fastq, or this one "
+                  "under torch.no_grad()");
+  Prepared p{x};
+  Call& c = p.call;
+  c.method = a.method;
+  c.dtype = storage_type(a, x);
+  c.parameters = int(parameters.size());
+  c.qmin = double(a.qmin);
+  c.qmax = double(a.qmax);
+  c.eps = a.eps;
+  mask_bounds(c, a.boundary);
+
+  if (a.group_size > 0 ? !x.is_contiguous() : !is_dense(x)) {
+    // Groups follow the last axis; their parameters are laid out in the logical order of x.
+    p.x = a.group_size > 0 ? torch::stable::contiguous(x) : in_layout_of(x, torch::stable::empty_like(x));
+  }
+
+  Geometry& geometry = c.geometry;
+  const int64_t numel = x.numel();
+  if (a.group_size > 0) {
+    STD_TORCH_CHECK(x.dim() > 0 && x.size(x.dim() - 1) % a.group_size == 0, "fastq::", a.op, ": group_size ",
+                    a.group_size, " does not divide the last axis of x");
+    geometry = {1, numel / a.group_size, a.group_size};
+  } else if (a.axis >= 0) {
+    STD_TORCH_CHECK(a.axis < x.dim(), "fastq::", a.op, ": axis ", a.axis, " is out of range");
+    geometry = {1, x.size(a.axis), 1};
+    bool inside = false;
+    for (int64_t d : memory_order(p.x)) {
+      if (d == a.axis) {
+        inside = true;
+      } else {
+        (inside ? geometry.inner : geometry.outer) *= x.size(d);
+      }
+    }
+    if (x.size(a.axis) == 1) std::swap(geometry.inner, geometry.outer);
+  } else {
+    geometry = {1, 1, numel};
+  }
+
+  const ScalarType type = c.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
+  for (const Tensor& parameter : parameters) {
+    STD_TORCH_CHECK(parameter.scalar_type() == type, "fastq::", a.op,
+                    ": parameters must be float32 (float64 for float64 x)");
+    STD_TORCH_CHECK(parameter.device() == x.device(), "fastq::", a.op, ": parameters must be on the device of x");
+    STD_TORCH_CHECK(parameter.numel() == geometry.channels, "fastq::", a.op, ": a parameter has ", parameter.numel(),
+                    " elements where x and its granularity call for ", geometry.channels);
+    p.parameters.push_back(parameter.is_contiguous() ? parameter : torch::stable::contiguous(parameter));
+    c.parameter[p.parameters.size() - 1] = p.parameters.back().const_data_ptr();
+  }
+  c.x = p.x.const_data_ptr();
+
+  if (numel > 0 && geometry.columns()) {
+    const int64_t padded = (geometry.width() + kLanes - 1) / kLanes * kLanes;
+    for (int i = 0; i < c.parameters; ++i) {
+      p.keep.push_back(torch::stable::new_empty(p.parameters[i], {padded}));
+      c.prepared[i] = p.keep.back().mutable_data_ptr();
+    }
+  }
+  return p;
+}
+
+// What a copied x was computed into, in the layout that the caller expects.
+Tensor restore(const Tensor& out, const Tensor& x) {
+  Tensor y = torch::stable::empty_like(x);
+  return same_layout(out, y) ? out : torch::stable::copy_(y, out);
+}
+
+}  // namespace
+
+double gradient_norm(int64_t norm, const Tensor& x, const Tensor& parameter, int64_t qmax) {
+  if (norm == 0) return 1.0;
+  int64_t n = x.numel();
+  if (norm == 1 && parameter.numel() > 0) n /= parameter.numel();
+  return 1.0 / std::sqrt(double(std::max<int64_t>(n, 1)) * double(qmax));
+}
+
+Tensor run_forward(const Runner& runner, const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
+  Prepared p = prepare(a, x, parameters);
+  Tensor y = torch::stable::empty_like(p.x);
+  if (x.numel() == 0) return y;
+  p.call.out = y.mutable_data_ptr();
+  runner.forward(p.call, p.x);
+  return p.x.get() == x.get() ? y : restore(y, x);
+}
+
+std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const Tensor& grad, const Tensor& x,
+                                 const std::vector<Tensor>& parameters) {
+  Prepared p = prepare(a, x, parameters);
+  Call& c = p.call;
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.numel() == x.numel() && grad.dim() == x.dim(), "fastq::",
+                  a.op, ": grad must have the shape and dtype of x");
+  Tensor dx = torch::stable::empty_like(p.x);
+  std::vector<Tensor> result = {dx};
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const auto sizes = parameters[i].sizes();
+    result.push_back(x.numel() > 0 ? torch::stable::new_empty(p.parameters[i], sizes)
+                                   : torch::stable::new_zeros(p.parameters[i], sizes));
+    c.gradient[i] = result.back().mutable_data_ptr();
+    c.scale[i] = a.scales[i];
+  }
+  if (x.numel() == 0) return result;
+  const Tensor g = in_layout_of(grad, p.x);
+  c.g = g.const_data_ptr();
+  c.out = dx.mutable_data_ptr();
+  for (int i = 0; i < c.parameters; ++i) {
+    p.keep.push_back(torch::stable::new_empty(p.parameters[i], {c.geometry.partials()}));
+    c.partial[i] = p.keep.back().mutable_data_ptr();
+  }
+  runner.backward(c, p.x);
+  if (p.x.get() != x.get()) result[0] = restore(dx, x);
+  return result;
+}
+
+}  // namespace fastq
