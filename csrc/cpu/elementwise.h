@@ -17,17 +17,25 @@ struct Elementwise {
   using T = typename S::Element;
   using F = typename S::F;
   using V = typename S::V;
-  static constexpr int kParameters = M::kParameters;
+  static constexpr int kPrepared = M::kPrepared;
+  static constexpr int kGradients = M::kGradients;
+  static constexpr int kSums = kGradients > 0 ? kGradients : 1;  // arrays have no length 0
   static constexpr int kWidth = sizeof(V) / sizeof(F);
   static constexpr int kVectors = kLanes / kWidth;
 
   static Range<F> range(const Call& c) { return {F(c.qmin), F(c.qmax), F(c.lower), F(c.upper), F(c.eps)}; }
 
-  static F prepared(const Call& c, int i, int64_t channel, const Range<F>& r) {
-    return M::prepare(i, static_cast<const F*>(c.parameter[i])[channel], r);
+  static void parameters(const Call& c, int64_t channel, F* values) {
+    for (int i = 0; i < M::kParameters; ++i) values[i] = static_cast<const F*>(c.parameter[i])[channel];
   }
 
-  // kLanes elements at x. `p` holds one vector per parameter (kStride = 0) or one per parameter and vector.
+  static void prepared(const Call& c, int64_t channel, const Range<F>& r, F* p) {
+    F values[M::kParameters];
+    parameters(c, channel, values);
+    M::prepare(values, r, p);
+  }
+
+  // kLanes elements at x. `p` holds a vector for each prepared value (kStride = 0) or for each value and each vector of x.
   template <int kStride>
   FASTQ_HD static void forward_block(const T* x, T* y, const V* p, const Range<F>& r) {
     for (int k = 0; k < kVectors; ++k)
@@ -38,10 +46,10 @@ struct Elementwise {
   FASTQ_HD static void backward_block(const T* x, const T* g, T* dx, const V* p, const Range<F>& r,
                                       V (*sums)[kVectors]) {
     for (int k = 0; k < kVectors; ++k) {
-      V terms[kParameters];
+      V terms[kSums];
       S::store(dx + k * kWidth,
                M::backward(S::load(x + k * kWidth), S::load(g + k * kWidth), p + k * kStride, r, terms));
-      for (int i = 0; i < kParameters; ++i) sums[i][k] += terms[i];
+      for (int i = 0; i < kGradients; ++i) sums[i][k] += terms[i];
     }
   }
 
@@ -70,7 +78,7 @@ struct Elementwise {
   }
 
   static void backward_run(const T* x, const T* g, T* dx, int64_t n, const V* p, const Range<F>& r, F* result) {
-    V sums[kParameters][kVectors] = {};
+    V sums[kSums][kVectors] = {};
     int64_t j = 0;
     for (; j + kLanes <= n; j += kLanes) backward_block<0>(x + j, g + j, dx + j, p, r, sums);
     if (j < n) {
@@ -80,7 +88,7 @@ struct Elementwise {
       backward_block<0>(tail.x, tail.g, tail.out, p, r, sums);
       std::memcpy(dx + j, tail.out, (n - j) * sizeof(T));
     }
-    for (int i = 0; i < kParameters; ++i) result[i] = tree(sums[i]);
+    for (int i = 0; i < kGradients; ++i) result[i] = tree(sums[i]);
   }
 
   // Rows: task t is chunk t % chunks of row t / chunks.
@@ -88,12 +96,14 @@ struct Elementwise {
   static void each_chunk(const Call& c, int64_t begin, int64_t end, Body body) {
     const Range<F> r = range(c);
     const int64_t chunks = c.geometry.chunks(), inner = c.geometry.inner;
-    V p[kParameters] = {};
+    V p[kPrepared] = {};
     int64_t loaded = -1;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t row = t / chunks, start = (t % chunks) * kChunk;
       if (row != loaded) {
-        for (int i = 0; i < kParameters; ++i) p[i] = splat<V>(prepared(c, i, row % c.geometry.channels, r));
+        F values[kPrepared];
+        prepared(c, row % c.geometry.channels, r, values);
+        for (int i = 0; i < kPrepared; ++i) p[i] = splat<V>(values[i]);
         loaded = row;
       }
       body(t, row * inner + start, inner - start < kChunk ? inner - start : kChunk, p, r);
@@ -104,17 +114,17 @@ struct Elementwise {
   static void prepare(const Call& c) {
     const Range<F> r = range(c);
     const int64_t width = c.geometry.width(), padded = (width + kLanes - 1) / kLanes * kLanes;
-    for (int i = 0; i < kParameters; ++i) {
-      F* to = static_cast<F*>(c.prepared[i]);
-      for (int64_t w = 0; w < width; ++w) to[w] = prepared(c, i, w / c.geometry.inner, r);
-      for (int64_t w = width; w < padded; ++w) to[w] = F(1);
+    for (int64_t w = 0; w < padded; ++w) {
+      F values[kPrepared] = {};
+      if (w < width) prepared(c, w / c.geometry.inner, r, values);
+      for (int i = 0; i < kPrepared; ++i) static_cast<F*>(c.prepared[i])[w] = w < width ? values[i] : F(1);
     }
   }
 
   static void load_columns(const Call& c, int64_t w, V* p) {
     for (int k = 0; k < kVectors; ++k)
-      for (int i = 0; i < kParameters; ++i)
-        p[k * kParameters + i] = load_bits<V>(static_cast<const F*>(c.prepared[i]) + w + k * kWidth);
+      for (int i = 0; i < kPrepared; ++i)
+        p[k * kPrepared + i] = load_bits<V>(static_cast<const F*>(c.prepared[i]) + w + k * kWidth);
   }
 
   static void forward(const Call& c, int64_t begin, int64_t end) {
@@ -130,17 +140,17 @@ struct Elementwise {
     const int64_t width = c.geometry.width();
     const int64_t last = end * kRowBlock < c.geometry.outer ? end * kRowBlock : c.geometry.outer;
     for (int64_t row = begin * kRowBlock; row < last; ++row) {
-      V p[kVectors * kParameters] = {};
+      V p[kVectors * kPrepared] = {};
       int64_t w = 0;
       for (; w + kLanes <= width; w += kLanes) {
         load_columns(c, w, p);
-        forward_block<kParameters>(x + row * width + w, y + row * width + w, p, r);
+        forward_block<kPrepared>(x + row * width + w, y + row * width + w, p, r);
       }
       if (w < width) {
         Tail tail;
         load_columns(c, w, p);
         std::memcpy(tail.x, x + row * width + w, (width - w) * sizeof(T));
-        forward_block<kParameters>(tail.x, tail.out, p, r);
+        forward_block<kPrepared>(tail.x, tail.out, p, r);
         std::memcpy(y + row * width + w, tail.out, (width - w) * sizeof(T));
       }
     }
@@ -152,9 +162,9 @@ struct Elementwise {
     T* dx = static_cast<T*>(c.out);
     if (!c.geometry.columns()) {
       each_chunk(c, begin, end, [&](int64_t t, int64_t at, int64_t n, const V* p, const Range<F>& r) {
-        F sums[kParameters];
+        F sums[kSums];
         backward_run(x + at, g + at, dx + at, n, p, r, sums);
-        for (int i = 0; i < kParameters; ++i) static_cast<F*>(c.partial[i])[t] = sums[i];
+        for (int i = 0; i < kGradients; ++i) static_cast<F*>(c.partial[i])[t] = sums[i];
       });
       return;
     }
@@ -164,14 +174,14 @@ struct Elementwise {
       const int64_t first = t * kRowBlock;
       const int64_t last = first + kRowBlock < c.geometry.outer ? first + kRowBlock : c.geometry.outer;
       for (int64_t w = 0; w < width; w += kLanes) {
-        V p[kVectors * kParameters] = {};
+        V p[kVectors * kPrepared] = {};
         load_columns(c, w, p);
-        V sums[kParameters][kVectors] = {};
+        V sums[kSums][kVectors] = {};
         const int64_t n = width - w;
         if (n >= kLanes) {
           for (int64_t row = first; row < last; ++row) {
             const int64_t at = row * width + w;
-            backward_block<kParameters>(x + at, g + at, dx + at, p, r, sums);
+            backward_block<kPrepared>(x + at, g + at, dx + at, p, r, sums);
           }
         } else {
           Tail tail;
@@ -179,11 +189,11 @@ struct Elementwise {
             const int64_t at = row * width + w;
             std::memcpy(tail.x, x + at, n * sizeof(T));
             std::memcpy(tail.g, g + at, n * sizeof(T));
-            backward_block<kParameters>(tail.x, tail.g, tail.out, p, r, sums);
+            backward_block<kPrepared>(tail.x, tail.g, tail.out, p, r, sums);
             std::memcpy(dx + at, tail.out, n * sizeof(T));
           }
         }
-        for (int i = 0; i < kParameters; ++i)
+        for (int i = 0; i < kGradients; ++i)
           std::memcpy(static_cast<F*>(c.partial[i]) + t * width + w, sums[i],
                       (n < kLanes ? n : kLanes) * sizeof(F));
       }
@@ -192,7 +202,7 @@ struct Elementwise {
 
   static void finish(const Call& c, int64_t begin, int64_t end) {
     const Geometry& geometry = c.geometry;
-    for (int i = 0; i < kParameters; ++i) {
+    for (int i = 0; i < kGradients; ++i) {
       const F* partial = static_cast<const F*>(c.partial[i]);
       for (int64_t channel = begin; channel < end; ++channel) {
         double sum = 0;
@@ -205,8 +215,9 @@ struct Elementwise {
           for (int64_t o = 0; o < geometry.outer; ++o)
             for (int64_t k = 0; k < chunks; ++k) sum += partial[(o * geometry.channels + channel) * chunks + k];
         }
-        static_cast<F*>(c.gradient[i])[channel] =
-            M::finish(i, F(sum), static_cast<const F*>(c.parameter[i])[channel], F(c.scale[i]));
+        F values[M::kParameters];
+        parameters(c, channel, values);
+        static_cast<F*>(c.gradient[i])[channel] = M::finish(i, F(sum), values, F(c.scale[i]));
       }
     }
   }

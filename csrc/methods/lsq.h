@@ -5,8 +5,9 @@
 //   dstep   = G * sign(step) * sum g * (q - v where m; else qmin where v <= qmin; else qmax)
 //   doffset = G_offset * sum g where not m
 //
-// A method is: how many learned parameters it has; what of a parameter the loops use (prepare); one element forward; one
-// element backward with its terms of the sums; and what makes a sum a gradient (finish). No loop, no torch.
+// A method is: how many parameter tensors a call brings, how many values the loops use for an element, how many sums they
+// make; the values from the parameters (prepare); one element forward; one element backward with its terms of the sums; and
+// what makes a sum a gradient (finish). No loop, no torch.
 #pragma once
 
 #include "numeric.h"
@@ -17,13 +18,15 @@ inline namespace FASTQ_ISA {
 template <bool kOffset>
 struct LSQ {
   static constexpr int kParameters = kOffset ? 2 : 1;  // step, offset
+  static constexpr int kPrepared = kParameters;        // s, offset
+  static constexpr int kGradients = kParameters;       // dstep, doffset
 
   template <class F>
-  FASTQ_HD static F prepare(int parameter, F value, const Range<F>& r) {
-    if (parameter != 0) return value;
-    const F magnitude = value < F(0) ? -value : value;
+  FASTQ_HD static void prepare(const F* parameter, const Range<F>& r, F* p) {
+    const F magnitude = parameter[0] < F(0) ? -parameter[0] : parameter[0];
     const F step = magnitude < r.eps ? r.eps : magnitude;
-    return step + (magnitude - magnitude);  // inf - inf: a step of inf or NaN gives NaN
+    p[0] = step + (magnitude - magnitude);  // inf - inf: a step of inf or NaN gives NaN
+    if constexpr (kOffset) p[1] = parameter[1];
   }
 
   template <class V, class F>
@@ -58,8 +61,8 @@ struct LSQ {
   }
 
   template <class F>
-  FASTQ_HD static F finish(int parameter, F sum, F value, F scale) {
-    return parameter == 0 && value < F(0) ? -(sum * scale) : sum * scale;
+  FASTQ_HD static F finish(int gradient, F sum, const F* parameter, F scale) {
+    return gradient == 0 && parameter[0] < F(0) ? -(sum * scale) : sum * scale;
   }
 };
 

@@ -93,7 +93,8 @@ Prepared prepare(const Arguments& a, const Tensor& x, const std::vector<Tensor>&
   Call& c = p.call;
   c.method = a.method;
   c.dtype = storage_type(a, x);
-  c.parameters = int(parameters.size());
+  c.parameters = a.parameters;
+  c.prepared_values = a.prepared_values;
   c.qmin = double(a.qmin);
   c.qmax = double(a.qmax);
   c.eps = a.eps;
@@ -140,8 +141,8 @@ Prepared prepare(const Arguments& a, const Tensor& x, const std::vector<Tensor>&
 
   if (numel > 0 && geometry.columns()) {
     const int64_t padded = (geometry.width() + kLanes - 1) / kLanes * kLanes;
-    for (int i = 0; i < c.parameters; ++i) {
-      p.keep.push_back(torch::stable::new_empty(p.parameters[i], {padded}));
+    for (int i = 0; i < c.prepared_values; ++i) {
+      p.keep.push_back(torch::stable::new_empty(p.parameters[0], {padded}));
       c.prepared[i] = p.keep.back().mutable_data_ptr();
     }
   }
@@ -180,7 +181,8 @@ std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const
                   a.op, ": grad must have the shape and dtype of x");
   Tensor dx = torch::stable::empty_like(p.x);
   std::vector<Tensor> result = {dx};
-  for (size_t i = 0; i < parameters.size(); ++i) {
+  c.gradients = a.gradients;
+  for (int i = 0; i < a.gradients; ++i) {
     const auto sizes = parameters[i].sizes();
     result.push_back(x.numel() > 0 ? torch::stable::new_empty(p.parameters[i], sizes)
                                    : torch::stable::new_zeros(p.parameters[i], sizes));
@@ -191,8 +193,8 @@ std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const
   const Tensor g = in_layout_of(grad, p.x);
   c.g = g.const_data_ptr();
   c.out = dx.mutable_data_ptr();
-  for (int i = 0; i < c.parameters; ++i) {
-    p.keep.push_back(torch::stable::new_empty(p.parameters[i], {c.geometry.partials()}));
+  for (int i = 0; i < c.gradients; ++i) {
+    p.keep.push_back(torch::stable::new_empty(p.parameters[0], {c.geometry.partials()}));
     c.partial[i] = p.keep.back().mutable_data_ptr();
   }
   runner.backward(c, p.x);

@@ -19,15 +19,23 @@ using torch::stable::Tensor;
 // Where the gradient passes, as the schemas number it.
 enum Boundary : int64_t { kOpen = 0, kClosed = 1, kRounded = 2 };
 
-// What a method's operators take beside their tensors.
+// What a method's operators take beside their tensors, and the counts of the method's struct.
 struct Arguments {
   const char* op;
   Method method;
+  int parameters, prepared_values, gradients;
   int64_t qmin, qmax, axis, group_size;
   double eps;
   int64_t boundary = kOpen;
-  std::vector<double> scales;  // of the parameters' gradients, backward only
+  double scales[kMaxParameters] = {};  // of the gradients, backward only
 };
+
+// M is the struct in csrc/methods that `method` names.
+template <class M>
+Arguments arguments(const char* op, Method method, int64_t qmin, int64_t qmax, int64_t axis, int64_t group_size,
+                    double eps) {
+  return {op, method, M::kParameters, M::kPrepared, M::kGradients, qmin, qmax, axis, group_size, eps};
+}
 
 // A device's way to run a filled-in Call. CPU and CUDA libraries each have one.
 struct Runner {
@@ -37,7 +45,7 @@ struct Runner {
 
 Tensor run_forward(const Runner&, const Arguments&, const Tensor& x, const std::vector<Tensor>& parameters);
 
-// dx, then the gradient of each parameter.
+// dx, then the gradients: the method's i-th sum has the shape of its i-th parameter.
 std::vector<Tensor> run_backward(const Runner&, const Arguments&, const Tensor& g, const Tensor& x,
                                  const std::vector<Tensor>& parameters);
 
