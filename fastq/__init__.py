@@ -1,46 +1,54 @@
 """fastq: fused quantizers for quantization-aware training, and the integer network that comes out of it.
 
 The public functions, each with a manual page (``help(fastq.lsq)``), their specification in plain PyTorch under
-``fastq.reference``, modules under ``fastq.nn``, and ``python -m fastq --help`` for the shell.
+``fastq.reference``, modules under ``fastq.nn``, and ``python -m fastq --help`` for the shell. Everything is imported on
+first use, so that ``import fastq`` is quick, needs no GPU and no compiler, and ``python -m fastq info`` can tell what is wrong
+where torch itself does not import.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import autograd, reference
-from .backends import backends, supports, use_backend
-from .checks import set_checks
-from .ops import lsq
+if TYPE_CHECKING:
+    from . import autograd as autograd
+    from . import reference as reference
+    from .checks import set_checks as set_checks
+    from .dispatch import backends as backends
+    from .dispatch import supports as supports
+    from .dispatch import use_backend as use_backend
+    from .ops.lsq import lsq as lsq
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "autograd",
-    "backends",
-    "lsq",
-    "reference",
-    "set_checks",
-    "supports",
-    "use_backend",
-]
-
-#: Submodules and the functions in them that are imported on first use.
-_LAZY = {
-    "nn": None,
-    "testing": None,
-    "recipes": None,
-    "deploy": None,
-    "prepare": "recipes",
+#: What is public, and the submodule it comes from; the submodules themselves stand below.
+_FUNCTIONS = {
+    "backends": "dispatch",
     "convert": "deploy",
-    "save": "deploy",
     "load": "deploy",
+    "lsq": "ops",
+    "prepare": "recipes",
+    "save": "deploy",
+    "set_checks": "checks",
+    "supports": "dispatch",
+    "use_backend": "dispatch",
 }
+_MODULES = ("autograd", "deploy", "nn", "recipes", "reference", "testing")
+
+__all__ = sorted([*_FUNCTIONS, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name in _FUNCTIONS:
+        value = getattr(importlib.import_module(f"fastq.{_FUNCTIONS[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"fastq.{name}")
+    else:
         raise AttributeError(f"module 'fastq' has no attribute {name!r}")
-    module = importlib.import_module(f"fastq.{_LAZY[name] or name}")
-    return module if _LAZY[name] is None else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

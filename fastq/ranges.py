@@ -27,7 +27,6 @@ BOUNDARIES = {"open": 0, "closed": 1, "rounded": 2}
 LARGEST_CODE = 2**16
 
 
-@functools.lru_cache(maxsize=None)
 def integer_range(op: str, bits: int | tuple[int, int], signed: bool = True, narrow: bool = False) -> tuple[int, int]:
     """``(qmin, qmax)`` for ``bits``: 1 to 8, or the pair itself. ``ValueError`` for a range no quantizer can have."""
     if isinstance(bits, tuple):

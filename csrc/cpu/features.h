@@ -1,7 +1,15 @@
 // What the processor can do, by the x86-64 micro-architecture levels.
 #pragma once
 
+#include <cpuid.h>
+
 namespace fastq {
+
+// CPUID leaf 7, EDX bit 25; compilers of 2022 have no name for it in __builtin_cpu_supports.
+inline bool has_amx_int8() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 25 & 1u) != 0;
+}
 
 // The highest level x86-64-vN this machine runs, from 2 to 4; 0 below.
 inline int best_isa() {

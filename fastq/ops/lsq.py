@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .. import backends, checks
+from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, normalize_axis
 from ..ranges import BOUNDARIES, integer_range
 from ..reference.lsq import lsq_backward as reference_backward
@@ -102,7 +102,7 @@ class LSQ(torch.autograd.Function):
         boundary: int = 0, grad_scale: float | str = "lsq", offset_grad_scale: float = 1.0, eps: float = 1e-8,
     ) -> torch.Tensor:  # fmt: skip
         check("lsq", x, step, offset, axis, group_size)
-        backend = backends.select(x)
+        backend = dispatch.select(x)
         ctx.save_for_backward(x, step, offset)
         ctx.backend = backend
         ctx.arguments = (qmin, qmax, axis, group_size, eps, boundary, grad_scale, offset_grad_scale)
