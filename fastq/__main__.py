@@ -1,0 +1,34 @@
+"""``python -m fastq``: the commands of the package."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+#: Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; its docstring is the help.
+COMMANDS = {
+    "info": ("info", "what is installed here, what works, and why the rest does not"),
+    "demo": ("demo", "train a low-bit network on handwritten digits, convert it to integers, compare"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m fastq", description="Fused quantizers for quantization-aware training.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, text) in COMMANDS.items():
+        # A command's module is imported only when it is asked for: `info` must run where torch does not import.
+        command = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if argv[:1] == [name]:
+            importlib.import_module(f"fastq.{module}").add_arguments(command)
+    args = parser.parse_args(argv)
+    try:
+        return int(importlib.import_module(f"fastq.{COMMANDS[args.command][0]}").run(args))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
