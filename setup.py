@@ -246,7 +246,8 @@ class BuildNative(build_ext):
 if __name__ == "__main__":
     if os.environ.get("FASTQ_BUILD_NATIVE") == "0":
         print("fastq: FASTQ_BUILD_NATIVE=0, nothing native is built")
-        shutil.rmtree(ROOT / "fastq" / "lib", ignore_errors=True)
+        if "editable_wheel" in sys.argv:  # the sources are the installation: what an earlier build left would still load
+            shutil.rmtree(ROOT / "fastq" / "lib", ignore_errors=True)
         setup()
     else:
         setup(ext_modules=[Extension("fastq._runtime", ["csrc/python/module.cpp"])], cmdclass={"build_ext": BuildNative})

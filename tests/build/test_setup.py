@@ -1,0 +1,86 @@
+"""The build's decisions: what it finds, what it refuses and how it says so. The build itself is what made the tests run."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import fastq
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def setup() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fastq_setup", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fastq_setup"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_torch_is_found_without_importing_it(setup: ModuleType) -> None:
+    found = setup.Torch.of(sys.executable)
+    assert found.version == torch.__version__
+    assert found.folder == Path(torch.__file__).parent
+    assert found.cuda == torch.version.cuda
+
+
+def test_no_compiler_is_a_clear_message(setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(SystemExit, match=r"no C\+\+ compiler found.*FASTQ_BUILD_NATIVE=0"):
+        setup.plan()
+
+
+def test_an_old_torch_is_refused(setup: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"torch 2\.9\.1 is too old.*2\.10"):
+        setup.Torch(Path("."), "2.9.1", None).require()
+    setup.Torch(Path("."), "2.10.0", None).require()
+
+
+def test_no_torch_is_a_clear_message(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup.Torch, "of", staticmethod(lambda python: None))
+    with pytest.raises(SystemExit, match=r"torch is not installed here\. Install torch >= 2\.10 first"):
+        setup.plan()
+
+
+def test_architectures(setup: ModuleType) -> None:
+    assert setup.architectures("8.0;9.0a+PTX") == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    assert len(setup.architectures(setup.DEFAULT_ARCHITECTURES)) == 5
+    with pytest.raises(SystemExit, match="'hopper' is not an architecture"):
+        setup.architectures("8.0 hopper")
+
+
+def test_cuda_is_left_out_with_a_reason_and_refused_when_it_is_a_must(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = setup.Torch(Path("."), "2.13.0+cpu", None)
+    monkeypatch.delenv("FASTQ_CUDA_PYTHON", raising=False)
+    monkeypatch.setenv("FASTQ_BUILD_CUDA", "0")
+    assert setup.plan_cuda(setup.Ninja(Path(".")), cpu, "") == {"built": False, "reason": "FASTQ_BUILD_CUDA=0"}
+    monkeypatch.delenv("FASTQ_BUILD_CUDA")
+    assert setup.plan_cuda(setup.Ninja(Path(".")), cpu, "")["built"] is False
+    monkeypatch.setenv("FASTQ_BUILD_CUDA", "1")
+    with pytest.raises(SystemExit, match=r"FASTQ_BUILD_CUDA=1, but (torch .* is built without CUDA|no nvcc)"):
+        setup.plan_cuda(setup.Ninja(Path(".")), cpu, "")
+
+
+def test_no_flag_lets_a_compiler_change_a_formula(setup: ModuleType) -> None:
+    flags = " ".join([*setup.CXX_FLAGS, *setup.KERNEL_FLAGS, *setup.NVCC_FLAGS])
+    assert "-ffp-contract=off" in flags and "-fmad=false" in flags and "-prec-div=true" in flags and "-ftz=false" in flags
+    assert "fast" not in flags and "-Ofast" not in flags
+
+
+def test_the_build_left_its_record() -> None:
+    record = json.loads((Path(fastq.__file__).parent / "lib" / "build.json").read_text())
+    assert record["cpu"] == ["v2", "v3", "v4"]
+    assert record["torch_abi"] == "2.10"
+    assert record["cuda"]["built"] or record["cuda"]["reason"]
