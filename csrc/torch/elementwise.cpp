@@ -48,10 +48,47 @@ bool same_layout(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+// Straight from the allocator. A call through the dispatcher by name, as torch::stable::empty_like makes it, costs more
+// than to quantize a thousand elements.
+Tensor allocate(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides) {
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+// As torch.empty_like: a dense tensor's own strides, else the order of its strides without the gaps.
+Tensor allocate_like(const Tensor& t) {
+  return is_dense(t) ? allocate(t, t.dim(), t.sizes().data(), t.strides().data()) : torch::stable::empty_like(t);
+}
+
+Tensor allocate_contiguous_like(const Tensor& t) {
+  std::vector<int64_t> strides(t.dim());
+  int64_t stride = 1;
+  for (int64_t d = t.dim() - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(t.size(d), 1);
+  }
+  return allocate(t, t.dim(), t.sizes().data(), strides.data());
+}
+
+// Places for `count` arrays of `elements` each, in one workspace of the parameters' dtype.
+Tensor workspace(const Tensor& like, DType dtype, int count, int64_t elements, void** places) {
+  Tensor t = fastq::workspace(like, count * elements);
+  char* start = static_cast<char*>(t.mutable_data_ptr());
+  const int64_t bytes = elements * (dtype == DType::f64 ? 8 : 4);
+  for (int i = 0; i < count; ++i) places[i] = start + i * bytes;
+  return t;
+}
+
 // `t` in the layout of `like`, copied only where it has another (an expanded gradient has strides of 0).
 Tensor in_layout_of(const Tensor& t, const Tensor& like) {
   if (same_layout(t, like)) return t;
-  Tensor copy = torch::stable::empty_like(like);
+  Tensor copy = allocate_like(like);
   return torch::stable::copy_(copy, t);
 }
 
@@ -141,10 +178,7 @@ Prepared prepare(const Arguments& a, const Tensor& x, const std::vector<Tensor>&
 
   if (numel > 0 && geometry.columns()) {
     const int64_t padded = (geometry.width() + kLanes - 1) / kLanes * kLanes;
-    for (int i = 0; i < c.prepared_values; ++i) {
-      p.keep.push_back(torch::stable::new_empty(p.parameters[0], {padded}));
-      c.prepared[i] = p.keep.back().mutable_data_ptr();
-    }
+    p.keep.push_back(workspace(p.parameters[0], c.dtype, c.prepared_values, padded, c.prepared));
   }
   return p;
 }
@@ -157,6 +191,11 @@ Tensor restore(const Tensor& out, const Tensor& x) {
 
 }  // namespace
 
+Tensor workspace(const Tensor& like, int64_t elements) {
+  const int64_t stride = 1;
+  return allocate(like, 1, &elements, &stride);
+}
+
 double gradient_norm(int64_t norm, const Tensor& x, const Tensor& parameter, int64_t qmax) {
   if (norm == 0) return 1.0;
   int64_t n = x.numel();
@@ -166,7 +205,7 @@ double gradient_norm(int64_t norm, const Tensor& x, const Tensor& parameter, int
 
 Tensor run_forward(const Runner& runner, const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
   Prepared p = prepare(a, x, parameters);
-  Tensor y = torch::stable::empty_like(p.x);
+  Tensor y = allocate_like(p.x);
   if (x.numel() == 0) return y;
   p.call.out = y.mutable_data_ptr();
   runner.forward(p.call, p.x);
@@ -179,13 +218,12 @@ std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const
   Call& c = p.call;
   STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.numel() == x.numel() && grad.dim() == x.dim(), "fastq::",
                   a.op, ": grad must have the shape and dtype of x");
-  Tensor dx = torch::stable::empty_like(p.x);
+  Tensor dx = allocate_like(p.x);
   std::vector<Tensor> result = {dx};
   c.gradients = a.gradients;
   for (int i = 0; i < a.gradients; ++i) {
-    const auto sizes = parameters[i].sizes();
-    result.push_back(x.numel() > 0 ? torch::stable::new_empty(p.parameters[i], sizes)
-                                   : torch::stable::new_zeros(p.parameters[i], sizes));
+    result.push_back(x.numel() > 0 ? allocate_contiguous_like(parameters[i])
+                                   : torch::stable::new_zeros(parameters[i], parameters[i].sizes()));
     c.gradient[i] = result.back().mutable_data_ptr();
     c.scale[i] = a.scales[i];
   }
@@ -193,9 +231,8 @@ std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const
   const Tensor g = in_layout_of(grad, p.x);
   c.g = g.const_data_ptr();
   c.out = dx.mutable_data_ptr();
-  for (int i = 0; i < c.gradients; ++i) {
-    p.keep.push_back(torch::stable::new_empty(p.parameters[0], {c.geometry.partials()}));
-    c.partial[i] = p.keep.back().mutable_data_ptr();
+  if (c.gradients > 0) {
+    p.keep.push_back(workspace(p.parameters[0], c.dtype, c.gradients, c.geometry.partials(), c.partial));
   }
   runner.backward(c, p.x);
   if (p.x.get() != x.get()) result[0] = restore(dx, x);

@@ -49,6 +49,9 @@ Tensor run_forward(const Runner&, const Arguments&, const Tensor& x, const std::
 std::vector<Tensor> run_backward(const Runner&, const Arguments&, const Tensor& g, const Tensor& x,
                                  const std::vector<Tensor>& parameters);
 
+// An uninitialised vector with the dtype and device of `like`.
+Tensor workspace(const Tensor& like, int64_t elements);
+
 // 1 / sqrt(N * qmax) with N = elements of x per parameter (norm 1) or all of them (norm 2); 1 for norm 0.
 double gradient_norm(int64_t norm, const Tensor& x, const Tensor& parameter, int64_t qmax);
 

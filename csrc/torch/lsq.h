@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor> lsq_backward(Tensor grad, Tensor x, Tensor st
   a.scales[0] = grad_scale * gradient_norm(grad_norm, x, step, qmax);
   a.scales[1] = offset_grad_scale;
   std::vector<Tensor> d = run_backward(runner, a, grad, x, lsq_parameters(step, offset));
-  if (!offset) d.push_back(torch::stable::new_empty(step, {0}));
+  if (!offset) d.push_back(workspace(step, 0));
   return {d[0], d[1], d[2]};
 }
 
