@@ -60,17 +60,10 @@ _backward = {"cpu": torch.ops.fastq.lsq_backward.default, "triton": torch.ops.fa
 _forward["cuda"], _backward["cuda"] = _forward["cpu"], _backward["cpu"]  # one operator; the dispatcher knows the device
 
 
-def run_backward(backend: str, g: torch.Tensor, x: torch.Tensor, step: torch.Tensor, offset: Any, arguments: Any) -> Any:
+def _run_backward(backend: str, g: Any, x: Any, step: Any, offset: Any, arguments: tuple[Any, ...]) -> Any:
     if backend == "reference":
-        qmin, qmax, axis, group_size, eps, boundary, grad_scale, offset_grad_scale = arguments
         return reference_backward(g, x, step, offset, *arguments)
-    if backend == "triton":
-        from .. import triton_kernels  # noqa: F401  registers the kernels
-    qmin, qmax, axis, group_size, eps, boundary, grad_scale, offset_grad_scale = arguments
-    norm = GRAD_NORMS.get(grad_scale, 0) if isinstance(grad_scale, str) else 0
-    dx, dstep, doffset = _backward[backend](
-        g, x, step, offset, qmin, qmax, axis, group_size, eps, boundary, 1.0 if norm else grad_scale, norm, offset_grad_scale
-    )
+    dx, dstep, doffset = _backward[backend](g, x, step, offset, *arguments)
     return dx, dstep, None if offset is None else doffset
 
 
@@ -80,7 +73,7 @@ class _LSQBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, g: Any, x: Any, step: Any, offset: Any, backend: str, arguments: Any) -> Any:
         ctx.set_materialize_grads(False)
-        return run_backward(backend, g, x, step, offset, arguments)
+        return _run_backward(backend, g, x, step, offset, arguments)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -102,14 +95,17 @@ class LSQ(torch.autograd.Function):
         boundary: int = 0, grad_scale: float | str = "lsq", offset_grad_scale: float = 1.0, eps: float = 1e-8,
     ) -> torch.Tensor:  # fmt: skip
         check("lsq", x, step, offset, axis, group_size)
+        checks.check_values("lsq", x, step, offset)
         backend = dispatch.select(x)
         ctx.save_for_backward(x, step, offset)
         ctx.backend = backend
-        ctx.arguments = (qmin, qmax, axis, group_size, eps, boundary, grad_scale, offset_grad_scale)
         if backend == "reference":
+            ctx.arguments = (qmin, qmax, axis, group_size, eps, boundary, grad_scale, offset_grad_scale)
             return reference_forward(x, step, offset, qmin, qmax, axis, group_size, eps)
         if backend == "triton":
             from .. import triton_kernels  # noqa: F401  registers the kernels
+        factor, norm = (1.0, GRAD_NORMS[grad_scale]) if isinstance(grad_scale, str) else (grad_scale, 0)
+        ctx.arguments = (qmin, qmax, axis, group_size, eps, boundary, factor, norm, offset_grad_scale)
         return _forward[backend](x, step, offset, qmin, qmax, axis, group_size, eps)
 
     @staticmethod
@@ -118,7 +114,7 @@ class LSQ(torch.autograd.Function):
         if torch.is_grad_enabled():
             dx, dstep, doffset = _LSQBackward.apply(g, x, step, offset, ctx.backend, ctx.arguments)
         else:
-            dx, dstep, doffset = run_backward(ctx.backend, g, x, step, offset, ctx.arguments)
+            dx, dstep, doffset = _run_backward(ctx.backend, g, x, step, offset, ctx.arguments)
         return dx, dstep, doffset, None, None, None, None, None, None, None, None
 
 
@@ -126,10 +122,9 @@ def resolve(
     x: torch.Tensor, step: torch.Tensor, bits: Any, signed: bool, narrow: bool, offset: Any,
     axis: int | None, group_size: int | None, boundary: str, grad_scale: float | str, offset_grad_scale: float, eps: float,
 ) -> tuple[int, int, int, int, int, float | str, float, float]:  # fmt: skip
-    """Check the public arguments and give those that follow ``offset`` in :class:`LSQ`."""
+    """Check the public arguments, the tensors' values aside, and give those that follow ``offset`` in :class:`LSQ`."""
     check_input("lsq", x)
-    axis_, group = normalize_axis("lsq", x, axis, group_size)
-    check("lsq", x, step, offset, axis_, group)
+    axis_, group = (-1, 0) if axis is None and group_size is None else normalize_axis("lsq", x, axis, group_size)
     qmin, qmax = integer_range("lsq", bits, signed, narrow)
     if boundary not in BOUNDARIES:
         raise ValueError(f"lsq: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
@@ -137,8 +132,6 @@ def resolve(
         raise ValueError(f"lsq: grad_scale must be a float, 'lsq' or 'lsq-full', got {grad_scale!r}")
     if not eps > 0:
         raise ValueError(f"lsq: eps must be positive, got {eps}")
-    if checks.checks_enabled():
-        checks.check_values("lsq", x, step, offset)
     return qmin, qmax, axis_, group, BOUNDARIES[boundary], grad_scale, offset_grad_scale, eps
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from .. import checks
 from ..granularity import compute_dtype, expand, numel_per_parameter, sum_to_parameter
 from ..ranges import mask_bounds
 
@@ -140,12 +141,12 @@ def lsq(
     eps: float = 1e-8,
 ) -> torch.Tensor:
     """LSQ / LSQ+ fake-quantization in plain PyTorch: arguments, formula and errors as :func:`fastq.lsq`."""
-    from ..ops.lsq import resolve  # the one set of checks; imported late because fastq.ops builds on this module
+    from ..ops.lsq import check, resolve  # the one set of checks; imported late because fastq.ops builds on this module
 
-    return LSQReference.apply(
-        x, step, offset,
-        *resolve(x, step, bits, signed, narrow, offset, axis, group_size, boundary, grad_scale, offset_grad_scale, eps),
-    )  # fmt: skip
+    arguments = resolve(x, step, bits, signed, narrow, offset, axis, group_size, boundary, grad_scale, offset_grad_scale, eps)
+    check("lsq", x, step, offset, arguments[2], arguments[3])
+    checks.check_values("lsq", x, step, offset)
+    return LSQReference.apply(x, step, offset, *arguments)
 
 
 def lsq_surrogate(
