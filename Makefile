@@ -1,23 +1,48 @@
 # Every target sets up what it needs, once. `make help` lists them.
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
+PYTHON   ?= python3
+VENV     := .venv
+BIN      := $(VENV)/bin
+# A second environment: another torch (2.11.0, a CUDA build) for the one built library, and what the CUDA library links to.
+CUDA_BIN := .venv-cuda/bin
+NATIVE   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
+.PHONY: help demo test lint format wheel-test clean
 
-.PHONY: help test lint
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-$(VENV)/.ready: pyproject.toml requirements.txt
+$(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -r requirements.txt
-	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+$(VENV)/.ready: $(VENV)/.installed pyproject.toml setup.py $(NATIVE)
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(CUDA_BIN)/.ready: requirements-cuda.txt
+	$(PYTHON) -m venv .venv-cuda
+	$(CUDA_BIN)/pip install -q --disable-pip-version-check -r requirements-cuda.txt
+	@touch $@
+
+demo: $(VENV)/.ready ## train a low-bit network on handwritten digits, convert it to integers, compare (3 minutes)
+	$(BIN)/python -m fastq demo
 
 test: $(VENV)/.ready ## prove it: the whole test suite
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.ready ## format and lint
+lint: $(VENV)/.ready ## format, lint and types
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
+
+format: $(VENV)/.ready ## sort imports and lay out the C++ code
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(NATIVE)
+
+wheel-test: $(VENV)/.ready $(CUDA_BIN)/.ready ## build the wheel, run its tests elsewhere under a second torch
+	.ci/wheel $(BIN)/python $(CUDA_BIN)/python
+
+clean: ## remove what was built (not the environments)
+	rm -rf build dist fastq/lib fastq/_runtime*.so *.egg-info $(VENV)/.ready

@@ -8,7 +8,7 @@ namespace fastq {
 enum class DType : int32_t { f32, bf16, f16, f64 };
 enum class Method : int32_t { lsq, lsq_offset };
 
-constexpr int kMaxParameters = 4;  // and at most so many prepared values and gradients
+constexpr int kMaxParameters = 4;   // and at most so many prepared values and gradients
 constexpr int64_t kChunk = 4096;    // elements of one partial sum along a row
 constexpr int64_t kRowBlock = 128;  // rows of one partial sum down a column
 constexpr int64_t kLanes = 32;      // partial sums kept side by side; the same on every instruction set

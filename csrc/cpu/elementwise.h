@@ -35,7 +35,8 @@ struct Elementwise {
     M::prepare(values, r, p);
   }
 
-  // kLanes elements at x. `p` holds a vector for each prepared value (kStride = 0) or for each value and each vector of x.
+  // kLanes elements at x. `p` holds a vector for each prepared value (kStride = 0) or for each value and each vector of
+  // x.
   template <int kStride>
   FASTQ_HD static void forward_block(const T* x, T* y, const V* p, const Range<F>& r) {
     for (int k = 0; k < kVectors; ++k)
@@ -194,8 +195,7 @@ struct Elementwise {
           }
         }
         for (int i = 0; i < kGradients; ++i)
-          std::memcpy(static_cast<F*>(c.partial[i]) + t * width + w, sums[i],
-                      (n < kLanes ? n : kLanes) * sizeof(F));
+          std::memcpy(static_cast<F*>(c.partial[i]) + t * width + w, sums[i], (n < kLanes ? n : kLanes) * sizeof(F));
       }
     }
   }

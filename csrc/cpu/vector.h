@@ -1,7 +1,7 @@
 // CPU vectors of the width of one instruction set, and how storage types become them.
 //
-// They are GCC/Clang vector extensions, so that the formula of a method, written once over a value type, is vector code by
-// construction: nothing hangs on the auto-vectoriser, which turns a select into branches.
+// They are GCC/Clang vector extensions, so that the formula of a method, written once over a value type, is vector code
+// by construction: nothing hangs on the auto-vectoriser, which turns a select into branches.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +48,8 @@ FASTQ_HD void store_bits(T* p, V v) {
   std::memcpy(p, &v, sizeof(V));
 }
 
-// Storage types: the arithmetic type F, its vector V, and how to get there and back (round half to even, NaN stays NaN).
+// Storage types: the arithmetic type F, its vector V, and how to get there and back (round half to even, NaN stays
+// NaN).
 struct Float32 {
   using Element = float;
   using F = float;
@@ -93,8 +94,8 @@ struct Float16 {
     store_bits(p, _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 #else
-  // Without F16C: move exponent and mantissa to their fp32 places and let one multiplication by 2^112 put the bias right,
-  // subnormals included.
+  // Without F16C: move exponent and mantissa to their fp32 places and let one multiplication by 2^112 put the bias
+  // right, subnormals included.
   FASTQ_HD static V load(const uint16_t* p) {
     const U32 half = __builtin_convertvector(load_bits<U16>(p), U32);
     const U32 sign = (half & 0x8000u) << 16;

@@ -5,9 +5,9 @@
 //   dstep   = G * sign(step) * sum g * (q - v where m; else qmin where v <= qmin; else qmax)
 //   doffset = G_offset * sum g where not m
 //
-// A method is: how many parameter tensors a call brings, how many values the loops use for an element, how many sums they
-// make; the values from the parameters (prepare); one element forward; one element backward with its terms of the sums; and
-// what makes a sum a gradient (finish). No loop, no torch.
+// A method is: how many parameter tensors a call brings, how many values the loops use for an element, how many sums
+// they make; the values from the parameters (prepare); one element forward; one element backward with its terms of the
+// sums; and what makes a sum a gradient (finish). No loop, no torch.
 #pragma once
 
 #include "numeric.h"

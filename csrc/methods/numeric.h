@@ -10,8 +10,8 @@
 #define FASTQ_HD inline __attribute__((always_inline))
 #endif
 
-// Objects built for one instruction set keep their inline functions in a namespace of its name: the linker may otherwise
-// keep the AVX-512 copy of a function for a machine that has none.
+// Objects built for one instruction set keep their inline functions in a namespace of its name: the linker may
+// otherwise keep the AVX-512 copy of a function for a machine that has none.
 #ifndef FASTQ_ISA
 #define FASTQ_ISA portable
 #endif
@@ -56,8 +56,8 @@ FASTQ_HD V clip(V v, F low, F high) {
   return select(raised > high, splat<V>(high), raised);
 }
 
-// Round half to even for |c| <= 2^21: adding 1.5 * 2^23 (fp64: 1.5 * 2^52) leaves no room for a fraction. A zero comes out
-// positive, as an integer code's would.
+// Round half to even for |c| <= 2^21: adding 1.5 * 2^23 (fp64: 1.5 * 2^52) leaves no room for a fraction. A zero comes
+// out positive, as an integer code's would.
 template <class V>
 FASTQ_HD V round_clipped(V c, float) {
   return (c + 12582912.0f) - 12582912.0f;

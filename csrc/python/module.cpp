@@ -1,5 +1,5 @@
-// fastq._runtime: what runs without torch. Today the CPU's features and the instruction set in use; the integer runtime over
-// NumPy arrays comes here.
+// fastq._runtime: what runs without torch. Today the CPU's features and the instruction set in use; the integer runtime
+// over NumPy arrays comes here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -103,7 +103,9 @@ double below(double edge, bool f64) {
   return f64 ? std::nextafter(edge, -std::numeric_limits<double>::infinity())
              : std::nextafter(float(edge), -std::numeric_limits<float>::infinity());
 }
-double above(double edge, bool f64) { return -below(-edge, f64); }
+double above(double edge, bool f64) {
+  return -below(-edge, f64);
+}
 
 // The strict bounds of the straight-through mask, as fastq.ranges.mask_bounds gives them.
 void mask_bounds(Call& c, int64_t boundary) {
@@ -216,8 +218,8 @@ std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const
                                  const std::vector<Tensor>& parameters) {
   Prepared p = prepare(a, x, parameters);
   Call& c = p.call;
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.numel() == x.numel() && grad.dim() == x.dim(), "fastq::",
-                  a.op, ": grad must have the shape and dtype of x");
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.numel() == x.numel() && grad.dim() == x.dim(),
+                  "fastq::", a.op, ": grad must have the shape and dtype of x");
   Tensor dx = allocate_like(p.x);
   std::vector<Tensor> result = {dx};
   c.gradients = a.gradients;

@@ -12,6 +12,7 @@ import torch
 import fastq
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.source
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ def test_importing_fastq_imports_no_torch() -> None:
 
 
 def test_every_public_name_is_there() -> None:
+    assert {"lsq", "backends", "use_backend", "set_checks", "reference", "autograd"} <= set(fastq.__all__)
     missing = [name for name in fastq.__all__ if not hasattr(fastq, name)]
     assert missing == []
 
