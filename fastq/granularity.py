@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["check_input", "check_parameter", "expand", "normalize_axis", "numel_per_parameter", "sum_to_parameter"]
+__all__ = ["check_input", "check_parameter", "expand", "in_layout_of", "normalize_axis", "numel_per_parameter", "sum_to_parameter"]
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -37,15 +37,14 @@ def check_input(op: str, x: torch.Tensor) -> None:
 
 def normalize_axis(op: str, x: torch.Tensor, axis: int | None, group_size: int | None) -> tuple[int, int]:
     """``(axis, group_size)`` as the ops take them: axis in ``[0, x.dim())`` or -1, group size positive or 0."""
-    if axis is None and group_size is None:
-        return -1, 0
-    if axis is not None and group_size is not None:
-        raise ValueError(f"{op}: axis={axis} and group_size={group_size} exclude each other; give one of them")
     if axis is not None:
+        if group_size is not None:
+            raise ValueError(f"{op}: axis={axis} and group_size={group_size} exclude each other; give one of them")
         if not -x.dim() <= axis < x.dim():
             raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim() - 1}] for x of {x.dim()} dimensions, got {axis}")
         return axis % x.dim(), 0
-    assert group_size is not None  # for mypy: the three cases above leave only this one
+    if group_size is None:
+        return -1, 0
     if group_size < 1:
         raise ValueError(f"{op}: group_size must be at least 1, got {group_size}")
     if x.dim() == 0 or x.shape[-1] % group_size != 0:
@@ -95,6 +94,13 @@ def expand(p: torch.Tensor, x: torch.Tensor, axis: int, group_size: int) -> torc
     if axis >= 0:
         return p.reshape([-1 if d == axis else 1 for d in range(x.dim())])
     return p.reshape(())
+
+
+def in_layout_of(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """``t`` with the dtype of ``x`` and the strides of ``torch.empty_like(x)``."""
+    t = t.to(x.dtype)
+    like = torch.empty_like(x)
+    return t if t.stride() == like.stride() else like.copy_(t)
 
 
 def sum_to_parameter(t: torch.Tensor, p: torch.Tensor, axis: int, group_size: int) -> torch.Tensor:

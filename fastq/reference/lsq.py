@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..granularity import compute_dtype, expand, numel_per_parameter, sum_to_parameter
+from ..granularity import compute_dtype, expand, in_layout_of, numel_per_parameter, sum_to_parameter
 from ..ranges import mask_bounds
 
 __all__ = ["lsq", "lsq_backward", "lsq_forward", "lsq_surrogate"]
@@ -72,7 +72,7 @@ def lsq_forward(
     y = s * q
     if b is not None:
         y = y + b
-    return y.to(x.dtype)
+    return in_layout_of(x, y)
 
 
 def lsq_backward(
@@ -95,14 +95,13 @@ def lsq_backward(
     m = (v > lower) & (v < upper)
     nan = torch.where(v.isnan(), v, 0.0)
     gf = g.to(v.dtype)
-    dx = torch.where(m, gf, nan).to(x.dtype)
+    dx = in_layout_of(x, torch.where(m, gf, nan))
 
     t = torch.where(m, q - v, torch.where(v <= qmin, float(qmin), float(qmax)) + nan)
     sign = torch.where(step < 0, -1.0, 1.0).to(step.dtype)
     dstep = sum_to_parameter(gf * t, step, axis, group_size) * gradient_scale(x, step, qmax, grad_scale) * sign
-    if b is None:
+    if b is None or offset is None:
         return dx, dstep, None
-    assert offset is not None  # for mypy: b is its broadcast form
     doffset = sum_to_parameter(torch.where(m, 0.0, gf + nan), offset, axis, group_size) * offset_grad_scale
     return dx, dstep, doffset
 

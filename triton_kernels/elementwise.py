@@ -1,0 +1,311 @@
+"""The loops of every elementwise quantizer in Triton: one kernel forward, one backward, one that finishes the sums.
+
+``x`` is read as ``[outer, channels, inner]`` in memory order; element ``i`` uses parameter ``(i // inner) % channels``.
+A program works on a tile of about 4096 elements:
+
+* rows: ``ROWS`` runs of one parameter each, ``BLOCK`` elements of every run (long runs are cut into chunks of 4096);
+* columns, where runs are shorter than 32: ``ROWS`` rows of ``channels * inner`` elements, ``BLOCK`` columns.
+
+The backward pass writes one partial sum per tile and run (or column), and a second kernel adds them in fp64, in an order that
+depends on the shape alone: the same bits on every run and on any GPU.
+
+A method is a :class:`Method` of jit functions. ``parameters`` and ``p`` are tuples of tensors that broadcast against ``x``,
+``r`` is ``(qmin, qmax, lower, upper, eps)``; the gradient passes where ``lower < v < upper``:
+
+    prepare(parameters, r) -> p                 what the loops need of the parameters
+    forward(x, p, r) -> y
+    backward(x, g, p, r) -> (dx, terms)         one term for each gradient, in the order of the parameters
+    finish(index, total, parameters) -> gradient
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from fastq.dispatch import triton_interpreted
+from fastq.granularity import compute_dtype
+from fastq.ranges import mask_bounds
+
+from .numeric import narrow, widen
+
+TILE = 4096
+SHORT = 32  # runs shorter than this are walked as columns
+ROW_BLOCK = 128  # rows of one partial sum down a column
+#: 256 threads of 16 elements: four 16-byte loads of x in flight per thread, the same again of the gradient.
+WARPS = 8
+
+
+@dataclass(frozen=True)
+class Method:
+    """A quantizer: how many parameter tensors and gradients it has, and its formula as jit functions."""
+
+    name: str
+    parameters: int
+    gradients: int
+    prepare: Any
+    forward: Any
+    backward: Any
+    finish: Any
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """``[outer, channels, inner]`` and how it is cut into tiles. It depends on the shape alone."""
+
+    outer: int
+    channels: int
+    inner: int
+
+    @property
+    def columns(self) -> bool:
+        return self.inner < SHORT and self.outer > 1
+
+    @property
+    def block(self) -> int:
+        if self.columns:
+            return min(triton.next_power_of_2(self.channels * self.inner), SHORT)
+        return min(triton.next_power_of_2(self.inner), TILE)
+
+    @property
+    def rows(self) -> int:
+        return ROW_BLOCK if self.columns else TILE // self.block
+
+    @property
+    def chunks(self) -> int:
+        return 1 if self.columns else triton.cdiv(self.inner, TILE)
+
+    @property
+    def programs(self) -> int:
+        if self.columns:
+            return triton.cdiv(self.outer, ROW_BLOCK) * triton.cdiv(self.channels * self.inner, self.block)
+        return triton.cdiv(self.outer * self.channels, self.rows) * self.chunks
+
+    @property
+    def partials(self) -> int:
+        if self.columns:
+            return triton.cdiv(self.outer, ROW_BLOCK) * self.channels * self.inner
+        return self.outer * self.channels * self.chunks
+
+    def sums(self) -> tuple[int, int, int, int]:
+        """Partial ``j`` of channel ``c`` is at ``(j // a) * s + c * a + j % a``; ``(count, a, s)`` and the elements per program."""
+        if self.columns:
+            a, count = self.inner, triton.cdiv(self.outer, ROW_BLOCK) * self.inner
+        else:
+            a, count = self.chunks, self.outer * self.chunks
+        return count, a, self.channels * a, min(triton.next_power_of_2(count), 1024)
+
+
+@triton.jit
+def _tile(outer, channels, inner, chunks, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+    """Offsets and mask of the tile; the channel of its elements and where its sums go, with their masks. All in 64 bits."""
+    pid = tl.program_id(0).to(tl.int64)
+    if COLUMNS:
+        width = channels * inner
+        blocks = tl.cdiv(width, BLOCK)
+        row = (pid // blocks) * ROWS + tl.arange(0, ROWS)
+        column = (pid % blocks) * BLOCK + tl.arange(0, BLOCK)
+        offsets = row[:, None] * width + column[None, :]
+        mask = (row < outer)[:, None] & (column < width)[None, :]
+        return offsets, mask, column // inner, (pid // blocks) * width + column, column < width
+    else:
+        rows = outer * channels
+        row = (pid // chunks) * ROWS + tl.arange(0, ROWS)
+        column = (pid % chunks) * BLOCK + tl.arange(0, BLOCK)
+        offsets = row[:, None] * inner + column[None, :]
+        mask = (row < rows)[:, None] & (column < inner)[None, :]
+        return offsets, mask, row % channels, row * chunks + pid % chunks, row < rows
+
+
+@triton.jit
+def _range(qmin, qmax, lower, upper, eps, F: tl.constexpr):
+    return (
+        tl.full((), qmin, F),
+        tl.full((), qmax, F),
+        tl.full((), lower, F),
+        tl.full((), upper, F),
+        tl.full((), eps, F),
+    )
+
+
+@triton.jit
+def _parameters(pointers, channel, mask, COLUMNS: tl.constexpr):
+    """The parameters of a tile, shaped to broadcast against it."""
+    values = ()
+    for i in tl.static_range(len(pointers)):
+        value = tl.load(pointers[i] + channel, mask=mask, other=1.0)
+        values = values + (tl.expand_dims(value, 0 if COLUMNS else 1),)
+    return values
+
+
+@triton.jit
+def forward_kernel(
+    x, y, parameters, qmin: "fp64", qmax: "fp64", lower: "fp64", upper: "fp64", eps: "fp64", outer: "i64", channels: "i64", inner, chunks,
+    PREPARE: tl.constexpr, FORWARD: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    BY_BITS: tl.constexpr,
+):  # fmt: skip
+    r = _range(qmin, qmax, lower, upper, eps, F)
+    offsets, mask, channel, _, slot_mask = _tile(outer, channels, inner, chunks, ROWS, BLOCK, COLUMNS)
+    p = PREPARE(_parameters(parameters, channel, slot_mask, COLUMNS), r)
+    value = FORWARD(widen(tl.load(x + offsets, mask=mask, other=0.0), F, BY_BITS), p, r)
+    tl.store(y + offsets, narrow(value, y.dtype.element_ty, BY_BITS), mask=mask)
+
+
+@triton.jit
+def backward_kernel(
+    x, g, dx, parameters, partial, partials,
+    qmin: "fp64", qmax: "fp64", lower: "fp64", upper: "fp64", eps: "fp64", outer: "i64", channels: "i64", inner, chunks,
+    PREPARE: tl.constexpr, BACKWARD: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    BY_BITS: tl.constexpr,
+):  # fmt: skip
+    r = _range(qmin, qmax, lower, upper, eps, F)
+    offsets, mask, channel, slot, slot_mask = _tile(outer, channels, inner, chunks, ROWS, BLOCK, COLUMNS)
+    p = PREPARE(_parameters(parameters, channel, slot_mask, COLUMNS), r)
+    gradient = widen(tl.load(g + offsets, mask=mask, other=0.0), F, BY_BITS)
+    value, terms = BACKWARD(widen(tl.load(x + offsets, mask=mask, other=0.0), F, BY_BITS), gradient, p, r)
+    tl.store(dx + offsets, narrow(value, dx.dtype.element_ty, BY_BITS), mask=mask)
+    for i in tl.static_range(len(terms)):
+        total = tl.sum(tl.where(mask, terms[i], 0.0), axis=0 if COLUMNS else 1)
+        tl.store(partial + i * partials + slot, total, mask=slot_mask)
+
+
+@triton.jit
+def finish_kernel(
+    partial, gradients, parameters, scale_0: "fp64", scale_1: "fp64", scale_2: "fp64", scale_3: "fp64", partials, channels, count, a, s,
+    FINISH: tl.constexpr, F: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    channel = tl.program_id(0).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    there = channel < channels
+    values = ()
+    for i in tl.static_range(len(parameters)):
+        values = values + (tl.load(parameters[i] + channel, mask=there, other=1.0),)
+    scales = (scale_0, scale_1, scale_2, scale_3)
+    for i in tl.static_range(len(gradients)):
+        total = tl.zeros((CHANNELS, BLOCK), tl.float64)
+        start = tl.zeros((), tl.int64)
+        while start < count:
+            j = start + tl.arange(0, BLOCK).to(tl.int64)
+            at = ((j // a) * s + j % a)[None, :] + (channel * a)[:, None]
+            total += tl.load(partial + i * partials + at, mask=there[:, None] & (j < count)[None, :], other=0.0).to(tl.float64)
+            start += BLOCK
+        gradient = FINISH(i, tl.sum(total, axis=1).to(F) * tl.full((), scales[i], F), values)
+        tl.store(gradients[i] + channel, gradient, mask=there)
+
+
+# Layouts: memory is walked from end to end, so x must be dense in some order of its dimensions.
+
+
+def _memory_order(t: torch.Tensor) -> list[int]:
+    """The dimensions from the outermost in memory to the innermost, without those of size 1."""
+    return sorted((d for d in range(t.dim()) if t.shape[d] != 1), key=lambda d: -t.stride(d))
+
+
+def _is_dense(t: torch.Tensor) -> bool:
+    expected = 1
+    for d in reversed(_memory_order(t)):
+        if t.stride(d) != expected:
+            return False
+        expected *= t.shape[d]
+    return True
+
+
+def _like(t: torch.Tensor, layout: torch.Tensor) -> torch.Tensor:
+    """``t`` in the layout of ``layout``; copied only where it has another."""
+    same = all(t.stride(d) == layout.stride(d) for d in range(t.dim()) if t.shape[d] != 1)
+    return t if same else torch.empty_like(layout).copy_(t)
+
+
+def _dense(x: torch.Tensor, group_size: int) -> torch.Tensor:
+    if group_size:  # parameters of groups lie in the logical order of x
+        return x.contiguous()
+    return x if _is_dense(x) else torch.empty_like(x).copy_(x)
+
+
+def geometry(x: torch.Tensor, axis: int, group_size: int) -> Geometry:
+    """How a dense ``x`` is read."""
+    if group_size:
+        return Geometry(1, x.numel() // group_size, group_size)
+    if axis < 0:
+        return Geometry(1, 1, x.numel())
+    if x.shape[axis] == 1:
+        return Geometry(1, 1, x.numel())
+    order = _memory_order(x)
+    at = order.index(axis)
+    outer, inner = 1, 1
+    for d in order[:at]:
+        outer *= x.shape[d]
+    for d in order[at + 1 :]:
+        inner *= x.shape[d]
+    return Geometry(outer, x.shape[axis], inner)
+
+
+_ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+def _guard(x: torch.Tensor) -> Any:
+    """Kernels start on the device and current stream of ``x``."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _options(x: torch.Tensor, shape: Geometry) -> dict[str, Any]:
+    return {
+        "F": _ARITHMETIC[compute_dtype(x)],
+        "ROWS": shape.rows,
+        "BLOCK": shape.block,
+        "COLUMNS": shape.columns,
+        "BY_BITS": x.dtype == torch.bfloat16 and triton_interpreted(),
+        "num_warps": WARPS,
+        "enable_fp_fusion": False,
+    }
+
+
+def run_forward(
+    method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...], qmin: int, qmax: int, axis: int, group_size: int, eps: float
+) -> torch.Tensor:
+    """``y``, with the layout of ``x``."""
+    dense = _dense(x, group_size)
+    y = torch.empty_like(dense)
+    if x.numel():
+        shape = geometry(dense, axis, group_size)
+        with _guard(x):
+            forward_kernel[(shape.programs,)](
+                dense, y, tuple(p.contiguous() for p in parameters), float(qmin), float(qmax), 0.0, 0.0, eps,
+                shape.outer, shape.channels, shape.inner, shape.chunks,
+                PREPARE=method.prepare, FORWARD=method.forward, **_options(x, shape),
+            )  # fmt: skip
+    return y if dense is x else _like(y, torch.empty_like(x))
+
+
+def run_backward(
+    method: Method, grad: torch.Tensor, x: torch.Tensor, parameters: tuple[torch.Tensor, ...],
+    qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int, scales: tuple[float, ...],
+) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
+    """``dx``, with the layout of ``x``, and the gradients of the first parameters, each multiplied by its scale."""
+    dense = _dense(x, group_size)
+    dx = torch.empty_like(dense)
+    gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters[: method.gradients]]
+    if not x.numel():
+        return dx, [gradient.zero_() for gradient in gradients]
+    shape = geometry(dense, axis, group_size)
+    held = tuple(p.contiguous() for p in parameters)
+    partial = torch.empty(method.gradients * shape.partials, dtype=compute_dtype(x), device=x.device)
+    lower, upper = mask_bounds(qmin, qmax, boundary, compute_dtype(x))
+    with _guard(x):
+        backward_kernel[(shape.programs,)](
+            dense, _like(grad, dense), dx, held, partial, shape.partials, float(qmin), float(qmax), lower, upper, eps,
+            shape.outer, shape.channels, shape.inner, shape.chunks,
+            PREPARE=method.prepare, BACKWARD=method.backward, **_options(x, shape),
+        )  # fmt: skip
+        if gradients:
+            count, a, s, block = shape.sums()
+            width = min(triton.next_power_of_2(shape.channels), max(1024 // block, 1))
+            finish_kernel[(triton.cdiv(shape.channels, width),)](
+                partial, tuple(gradients), held, *scales, *(0.0,) * (4 - len(scales)), shape.partials, shape.channels, count, a, s,
+                FINISH=method.finish, F=_ARITHMETIC[compute_dtype(x)], CHANNELS=width, BLOCK=block, num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
+    return (dx if dense is x else _like(dx, torch.empty_like(x))), gradients
