@@ -34,6 +34,8 @@ from fastq.ranges import mask_bounds
 
 from .numeric import narrow, widen
 
+fp64, i64 = "fp64", "i64"  # the types of kernel arguments; Triton would make a float an fp32 and a small int an i32
+
 TILE = 4096
 SHORT = 32  # runs shorter than this are walked as columns
 ROW_BLOCK = 128  # rows of one partial sum down a column
@@ -145,7 +147,8 @@ def _parameters(pointers, channel, mask, COLUMNS: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    x, y, parameters, qmin: "fp64", qmax: "fp64", lower: "fp64", upper: "fp64", eps: "fp64", outer: "i64", channels: "i64", inner, chunks,
+    x, y, parameters,
+    qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, outer: i64, channels: i64, inner, chunks,
     PREPARE: tl.constexpr, FORWARD: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
     BY_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -159,7 +162,7 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     x, g, dx, parameters, partial, partials,
-    qmin: "fp64", qmax: "fp64", lower: "fp64", upper: "fp64", eps: "fp64", outer: "i64", channels: "i64", inner, chunks,
+    qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, outer: i64, channels: i64, inner, chunks,
     PREPARE: tl.constexpr, BACKWARD: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
     BY_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -176,7 +179,8 @@ def backward_kernel(
 
 @triton.jit
 def finish_kernel(
-    partial, gradients, parameters, scale_0: "fp64", scale_1: "fp64", scale_2: "fp64", scale_3: "fp64", partials, channels, count, a, s,
+    partial, gradients, parameters,
+    scale_0: fp64, scale_1: fp64, scale_2: fp64, scale_3: fp64, partials, channels: i64, count: i64, a, s,
     FINISH: tl.constexpr, F: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
@@ -265,8 +269,9 @@ def _options(x: torch.Tensor, shape: Geometry) -> dict[str, Any]:
 
 
 def run_forward(
-    method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...], qmin: int, qmax: int, axis: int, group_size: int, eps: float
-) -> torch.Tensor:
+    method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...],
+    qmin: int, qmax: int, axis: int, group_size: int, eps: float,
+) -> torch.Tensor:  # fmt: skip
     """``y``, with the layout of ``x``."""
     dense = _dense(x, group_size)
     y = torch.empty_like(dense)
@@ -306,6 +311,7 @@ def run_backward(
             width = min(triton.next_power_of_2(shape.channels), max(1024 // block, 1))
             finish_kernel[(triton.cdiv(shape.channels, width),)](
                 partial, tuple(gradients), held, *scales, *(0.0,) * (4 - len(scales)), shape.partials, shape.channels, count, a, s,
-                FINISH=method.finish, F=_ARITHMETIC[compute_dtype(x)], CHANNELS=width, BLOCK=block, num_warps=4, enable_fp_fusion=False,
+                FINISH=method.finish, F=_ARITHMETIC[compute_dtype(x)], CHANNELS=width, BLOCK=block,
+                num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
     return (dx if dense is x else _like(dx, torch.empty_like(x))), gradients
