@@ -34,7 +34,8 @@ from fastq.ranges import mask_bounds
 
 from .numeric import narrow, widen
 
-fp64, i64 = "fp64", "i64"  # the types of kernel arguments; Triton would make a float an fp32 and a small int an i32
+# The types of kernel arguments, by name; Triton would make a float an fp32 and a small int an i32.
+fp64, i64 = tl.constexpr("fp64"), tl.constexpr("i64")
 
 TILE = 4096
 SHORT = 32  # runs shorter than this are walked as columns

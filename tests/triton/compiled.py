@@ -1,0 +1,95 @@
+"""Compiles every kernel of the Triton backend for GPUs that are not here, and tells what came out, as JSON.
+
+Run as a program of its own (Triton cannot compile in a process that interprets): ``python compiled.py 90 [dtype ...]``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastq.triton_kernels import elementwise, methods
+
+STORAGE = {"fp32": tl.float32, "bf16": tl.float32, "fp16": tl.float32, "fp64": tl.float64}
+#: rows of 4096 (per tensor, long channels), short rows (group 128), columns (channels last)
+TILES = {"tensor": (1, 4096, False), "group": (32, 128, False), "columns": (128, 32, True)}
+POINTERS_ALIGNED = [["tt.divisibility", 16]]
+
+
+def compile_kernel(kernel: Any, types: dict[str, Any], constants: dict[str, Any], capability: int, warps: int) -> Any:
+    """``types``: argument to Triton type (a tuple of types for a tuple); ``constants``: the constexpr arguments."""
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    place = {name: i for i, name in enumerate(kernel.arg_names)}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for name, kind in types.items():
+        if isinstance(kind, tuple):
+            attributes.update({(place[name], j): POINTERS_ALIGNED for j in range(len(kind))})
+        elif kind.startswith("*") or name == "inner":
+            attributes[place[name],] = POINTERS_ALIGNED
+    source = ASTSource(kernel, signature, {(place[name],): value for name, value in constants.items()}, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "enable_fp_fusion": False})
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """What ptxas gave the kernel, from the cubin itself: registers, and the stack and local memory where spills would go."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def describe(compiled: Any) -> dict[str, Any]:
+    ptx = compiled.asm["ptx"]
+    loads = re.findall(r"ld\.global(?:\.[a-z0-9:]+)*?((?:\.v[248])?)\.(?:b|u|f|s)(8|16|32|64)", ptx)
+    return {
+        "vector load bits": max((int(v[2:] or 1) * int(width) for v, width in loads), default=0),
+        "divisions": sorted(set(re.findall(r"\bdiv\.[a-z.]*f(?:32|64)", ptx))),
+        "contracted": re.findall(r"\b(?:fma|mad)\.[a-z.]*f(?:32|64)", ptx),
+        "flushed": re.findall(r"\b[a-z]+\.[a-z.]*ftz[a-z0-9.]*", ptx),
+        **resources(compiled.asm["cubin"]),
+    }
+
+
+def main(capability: int, storages: list[str]) -> None:
+    report = {}
+    for method in methods():
+        for storage in storages:
+            arithmetic = "fp64" if storage == "fp64" else "fp32"
+            F = STORAGE[storage]
+            parameters = tuple(f"*{arithmetic}" for _ in range(method.parameters))
+            scalars: dict[str, Any] = dict.fromkeys(("qmin", "qmax", "lower", "upper", "eps"), "fp64")
+            scalars |= {"outer": "i64", "channels": "i64", "inner": "i32", "chunks": "i32", "partials": "i32"}
+            for name, (rows, block, columns) in TILES.items():
+                common = {"PREPARE": method.prepare, "F": F, "ROWS": rows, "BLOCK": block, "COLUMNS": columns, "BY_BITS": False}
+                tensors = {"x": f"*{storage}", "y": f"*{storage}", "g": f"*{storage}", "dx": f"*{storage}",
+                           "partial": f"*{arithmetic}", "parameters": parameters}  # fmt: skip
+                for kernel, formula in ((elementwise.forward_kernel, {"FORWARD": method.forward}),
+                                        (elementwise.backward_kernel, {"BACKWARD": method.backward})):  # fmt: skip
+                    constants = common | formula
+                    types = {n: t for n, t in (tensors | scalars).items() if n in kernel.arg_names}
+                    compiled = compile_kernel(kernel, types, constants, capability, elementwise.WARPS)
+                    report[f"{method.name} {storage} {name} {kernel.__name__}"] = describe(compiled)
+            if method.gradients:
+                types = {"partial": f"*{arithmetic}", "gradients": parameters[: method.gradients], "parameters": parameters}
+                types |= {f"scale_{i}": "fp64" for i in range(4)} | dict.fromkeys(("channels", "count"), "i64")
+                types |= dict.fromkeys(("partials", "a", "s"), "i32")
+                constants = {"FINISH": method.finish, "F": F, "CHANNELS": 1, "BLOCK": 1024}
+                compiled = compile_kernel(elementwise.finish_kernel, types, constants, capability, 4)
+                report[f"{method.name} {storage} finish_kernel"] = describe(compiled)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:] or list(STORAGE))

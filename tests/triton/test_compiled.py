@@ -1,0 +1,44 @@
+"""What Triton makes of every kernel for Ampere and Hopper, without such a GPU: exact arithmetic, wide loads, no spills."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module", params=[80, 90])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    script = str(Path(__file__).parent / "compiled.py")
+    done = subprocess.run([sys.executable, script, str(request.param)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_every_method_dtype_and_tile_is_compiled(report: dict[str, dict]) -> None:
+    assert len(report) >= 2 * 4 * 7
+    assert {name.split()[1] for name in report} == {"fp32", "bf16", "fp16", "fp64"}
+
+
+def test_division_is_rounded_to_nearest(report: dict[str, dict]) -> None:
+    wrong = {name: facts["divisions"] for name, facts in report.items() if set(facts["divisions"]) - {"div.rn.f32", "div.rn.f64"}}
+    assert wrong == {}
+    assert all(facts["divisions"] for name, facts in report.items() if "finish" not in name)
+
+
+def test_nothing_is_contracted_or_flushed(report: dict[str, dict]) -> None:
+    assert {name: facts["contracted"] for name, facts in report.items() if facts["contracted"]} == {}
+    assert {name: facts["flushed"] for name, facts in report.items() if facts["flushed"]} == {}
+
+
+def test_nothing_spills(report: dict[str, dict]) -> None:
+    assert {name: facts for name, facts in report.items() if facts["STACK"] or facts["LOCAL"]} == {}
+    assert max(facts["REG"] for facts in report.values()) <= 168  # 256 threads of 168 registers: one block fits an SM's 64 K
+
+
+def test_loads_are_16_bytes(report: dict[str, dict]) -> None:
+    assert {name for name, facts in report.items() if "finish" not in name and facts["vector load bits"] < 128} == set()
