@@ -37,7 +37,8 @@ def test_nothing_is_contracted_or_flushed(report: dict[str, dict]) -> None:
 
 def test_nothing_spills(report: dict[str, dict]) -> None:
     assert {name: facts for name, facts in report.items() if facts["STACK"] or facts["LOCAL"]} == {}
-    assert max(facts["REG"] for facts in report.values()) <= 168  # 256 threads of 168 registers: one block fits an SM's 64 K
+    # Two blocks of 256 threads share the 64 K registers of an SM, so that one computes while the other's loads are on their way.
+    assert max(facts["REG"] for name, facts in report.items() if "fp64" not in name) <= 128
 
 
 def test_loads_are_16_bytes(report: dict[str, dict]) -> None:
