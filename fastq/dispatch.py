@@ -101,9 +101,13 @@ def use_backend(name: str) -> Iterator[None]:
 
 def select(x: torch.Tensor) -> str:
     """The backend for ``x``: the one asked for, or the first that serves its device."""
-    key = (_requested, x.device.type)
-    backend = _chosen.get(key)
-    return backend if backend is not None else _select(*key)
+    return _choice(_requested, x.device.type)
+
+
+@torch.compiler.assume_constant_result  # the compiler asks once, and guards the request instead of the memory of answers
+def _choice(requested: str | None, device: str) -> str:
+    backend = _chosen.get((requested, device))
+    return backend if backend is not None else _select(requested, device)
 
 
 def _select(requested: str | None, device: str) -> str:
@@ -125,7 +129,7 @@ def _select(requested: str | None, device: str) -> str:
         warnings.warn(
             f"fastq has no kernel for {device} tensors here and uses the slow reference. {'; '.join(refused)}. "
             "`python -m fastq info` tells more.",
-            stacklevel=4,
+            stacklevel=5,
         )
     _chosen[None, device] = "reference"
     return "reference"

@@ -1,0 +1,299 @@
+"""LSQ on the CPU kernels: held against the reference by ``check_quantizer``, and what that call cannot ask."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lsq_cases import lsq, lsq_cases, reference, surrogate
+
+import fastq
+from fastq.autograd import LSQ
+from fastq.testing import check_quantizer, same_bits
+
+forward_op = torch.ops.fastq.lsq_forward.default
+backward_op = torch.ops.fastq.lsq_backward.default
+
+
+def operators() -> list[tuple[Any, tuple[Any, ...]]]:
+    x, g, group = torch.randn(4, 6, 8), torch.randn(4, 6, 8), torch.rand(4, 6, 2) + 0.1
+    step, channel = torch.tensor([0.2]), torch.rand(6) + 0.1
+    samples: list[tuple[Any, tuple[Any, ...]]] = []
+    for p, axis, size in ((step, -1, 0), (channel, 1, 0), (group, -1, 4)):
+        for offset in (None, p * 0.1):
+            samples.append((forward_op, (x, p, offset, -8, 7, axis, size, 1e-8)))
+            samples.append((backward_op, (g, x, p, offset, -8, 7, axis, size, 1e-8, 1, 1.0, 1, 1.0)))
+    return samples
+
+
+@pytest.mark.parametrize("offset", [False, True], ids=["lsq", "lsq+"])
+def test_cpu_equals_the_reference(offset: bool) -> None:
+    assert fastq.supports("cpu", "cpu") == (True, "native CPU kernels loaded")
+    with fastq.use_backend("cpu"):
+        report = check_quantizer(lsq, reference, lsq_cases(offset), operators=operators())
+    assert len(report.results) > 600
+
+
+@pytest.mark.parametrize("offset", [False, True], ids=["lsq", "lsq+"])
+def test_gradients_are_the_derivative_of_the_surrogate(offset: bool) -> None:
+    # "rounded" passes the gradient half a step beyond the clip range, where the surrogate is flat: no derivative of it.
+    cases = [case for case in lsq_cases(offset) if case.keywords.get("boundary") != "rounded"]
+    report = check_quantizer(lsq, reference, cases, surrogate=surrogate, dtypes=[torch.float64], layouts=["contiguous"])
+    assert sum(result.check == "finite differences" for result in report.results) > 50
+
+
+shapes = st.lists(st.integers(0, 9), min_size=1, max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shape=shapes, data=st.data())
+def test_any_shape_and_stride(shape: list[int], data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(shape))))
+    x = torch.randn([shape[d] for d in order]).permute([order.index(d) for d in range(len(shape))])
+    if data.draw(st.booleans()):
+        x = torch.stack([x, x], -1)[..., 1]
+    axis = data.draw(st.sampled_from([None, *range(-len(shape), len(shape))]))
+    parameter = (1,) if axis is None else (x.shape[axis],)
+    keywords = {"bits": data.draw(st.integers(2, 8)), "axis": axis, "boundary": data.draw(st.sampled_from(["open", "closed"]))}
+    g, step, offset = torch.randn(x.shape), torch.rand(parameter) * 0.3 + 0.01, torch.randn(parameter) * 0.1
+    results = []
+    for fn in (lsq, reference):
+        leaves = [t.detach().requires_grad_() for t in (x, step.clone(), offset.clone())]
+        y = fn(*leaves, **keywords)
+        results.append((y, *torch.autograd.grad(y, leaves, g)))
+    (y, dx, *_), (want, dwant, *_) = results
+    assert same_bits(y, want) and y.stride() == want.stride() == torch.empty_like(x).stride()
+    assert same_bits(dx, dwant) and dx.stride() == dwant.stride()
+    for a, b in zip(results[0][2:], results[1][2:], strict=True):
+        # At most 9^4 terms of magnitude |g| * 255: two roundings of fp32 for each step of the sum's tree.
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-3 if keywords["bits"] > 4 else 1e-4)
+
+
+# House rules that need more than one call of check_quantizer
+
+
+def test_nothing_falls_back_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, step = torch.randn(4), torch.tensor(0.1)
+    able, reason = fastq.supports("cuda", "cpu")
+    assert not able and reason
+    with fastq.use_backend("cuda"), pytest.raises(RuntimeError, match="backend 'cuda' cannot serve this call: "):
+        fastq.lsq(x, step, bits=4)
+    unknown = "unknown backend 'gpu'; choose one of reference, cpu, cuda, triton"
+    with pytest.raises(ValueError, match=unknown), fastq.use_backend("gpu"):
+        pass
+
+
+def test_the_missing_library_is_a_warning_and_the_reference(tmp_path: Path) -> None:
+    import shutil
+
+    package = Path(fastq.__file__).parent
+    shutil.copytree(package, tmp_path / "fastq", ignore=shutil.ignore_patterns("*.so", "lib", "__pycache__"))
+    script = (
+        "import warnings, torch, fastq\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    y = [fastq.lsq(torch.ones(3), torch.tensor(0.5), bits=4) for _ in range(3)]\n"
+        "print(fastq.__file__, y[0].tolist(), len(seen), seen[0].message)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert str(tmp_path) in out.stdout and "[1.0, 1.0, 1.0] 1 fastq has no kernel for cpu tensors here" in out.stdout
+    assert "libfastq.so is not installed" in out.stdout
+
+
+@pytest.mark.parametrize("isa", ["v2", "v3", "v4"])
+def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
+    from fastq import _runtime  # type: ignore[attr-defined]
+
+    script = (
+        "import hashlib, torch\n"
+        "from lsq_cases import lsq, lsq_cases\n"
+        "from fastq.testing import _Checker, DTYPES, bits\n"
+        "h = hashlib.sha256()\n"
+        "for offset in (False, True):\n"
+        "    for case in lsq_cases(offset):\n"
+        "        for dtype, kind in DTYPES.items():\n"
+        "            c = _Checker(lsq, lsq, None, 1.0, 7)\n"
+        "            for make in (c.normal, c.grid, c.extremes):\n"
+        "                x, g = make(case.shape, dtype), c.normal(case.shape, dtype)\n"
+        "                for t in c.call(lsq, x, c.parameters(case, kind, 0.25), g, case.keywords):\n"
+        "                    h.update(bits(t).numpy().tobytes())\n"
+        "print(h.hexdigest())\n"
+    )
+    digests = {}
+    for forced in ("", isa):
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "FASTQ_CPU_ISA": forced, "FASTQ_BACKEND": "cpu"}
+        digests[forced] = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert digests[""].returncode == 0, digests[""].stderr
+    if int(isa[1]) <= _runtime.best_isa():
+        assert digests[isa].stdout == digests[""].stdout
+    else:  # this processor cannot run it: asking is refused with the reason
+        assert "FASTQ_CPU_ISA asks for an instruction set that this processor does not have" in digests[isa].stderr
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("keywords", [{}, {"axis": 0}, {"axis": 1}, {"group_size": 64}], ids=str)
+def test_sums_do_not_depend_on_threads(threads: int, keywords: dict[str, Any]) -> None:
+    x = torch.randn(700, 640, generator=torch.Generator().manual_seed(1))
+    shape = {0: (700,), 1: (640,)}.get(keywords.get("axis", -1), (700, 10) if keywords else (1,))
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            step = torch.full(shape, 0.1, requires_grad=True)
+            fastq.lsq(x, step, bits=4, **keywords).square().sum().backward()
+            results.append(step.grad)
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] is not None and results[1] is not None
+    assert same_bits(results[0], results[1])
+
+
+def test_uninitialised_memory_never_shows() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # torch then fills fresh memory with NaN
+    try:
+        for case in lsq_cases(True):
+            x = torch.randn(case.shape, requires_grad=True)
+            parameters = [torch.full(shape, 0.25, requires_grad=True) for shape in case.parameters]
+            y = lsq(x, *parameters, **case.keywords)
+            gradients = torch.autograd.grad(y, [x, *parameters], torch.ones_like(y))
+            assert all(bool(t.isfinite().all()) for t in (y, *gradients)), case.name
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+# The compiler
+
+
+def _gradients(f: Any, x: torch.Tensor, *parameters: torch.Tensor) -> list[torch.Tensor]:
+    leaves = [t.detach().clone().requires_grad_() for t in (x, *parameters)]
+    y = f(*leaves)
+    return [y.detach(), *torch.autograd.grad(y.sin().sum(), leaves)]
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiles_as_one_graph_with_gradients(dynamic: bool) -> None:
+    torch._dynamo.reset()
+
+    def f(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        return fastq.lsq(x * 1.5, step, bits=4, axis=1) + 1
+
+    compiled = torch.compile(f, fullgraph=True, dynamic=dynamic)
+    step = torch.rand(5) + 0.1
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (3, 8, 21) if dynamic else (3, 3):
+            x = torch.randn(rows, 5)
+            for a, b in zip(_gradients(compiled, x, step), _gradients(f, x, step), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # sin and the sum round otherwise when compiled
+
+
+def test_exports() -> None:
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = torch.nn.Parameter(torch.tensor([0.1]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return fastq.lsq(x, self.step, bits=3)
+
+    x = torch.randn(4, 6)
+    program = torch.export.export(Layer(), (x,))
+    with torch.no_grad():
+        assert same_bits(program.module()(x), Layer()(x))
+    assert "fastq.lsq_forward" in str(program.graph)
+
+
+# What cannot work raises
+
+
+def test_a_private_operator_refuses_to_lose_a_gradient() -> None:
+    x, step = torch.randn(4, requires_grad=True), torch.tensor([0.1])
+    with pytest.raises(RuntimeError, match="private operator without an autograd formula"):
+        forward_op(x, step, None, -8, 7, -1, 0, 1e-8)
+    with pytest.raises(RuntimeError, match="private operator without an autograd formula"):
+        backward_op(x.detach(), x, step, None, -8, 7, -1, 0, 1e-8, 0, 1.0, 1, 1.0)
+
+
+def test_double_backward_raises() -> None:
+    x, step = torch.randn(4, requires_grad=True), torch.tensor([0.1], requires_grad=True)
+    (dx,) = torch.autograd.grad(fastq.lsq(x, step, bits=4).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="lsq: double backward is not defined"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
+def test_functorch_transforms_raise(transform: str) -> None:
+    x, step = torch.randn(3, 4), torch.tensor([0.1])
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return fastq.lsq(x, step, bits=4).sum()
+
+    with pytest.raises(RuntimeError) as raised:
+        if transform == "vmap":
+            torch.func.vmap(f)(x)
+        elif transform == "grad":
+            torch.func.grad(f)(x)
+        else:
+            torch.func.jvp(f, (x,), (torch.ones_like(x),))
+    assert "setup_context" in str(raised.value) or "functorch" in str(raised.value) or "forward AD" in str(raised.value)
+
+
+def test_forward_mode_raises() -> None:
+    import torch.autograd.forward_ad as forward_ad
+
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"forward|jvp"):
+        fastq.lsq(forward_ad.make_dual(torch.randn(3), torch.ones(3)), torch.tensor([0.1]), bits=4)
+
+
+# Training as it is done
+
+
+def test_sum_backward_and_accumulation() -> None:
+    x, step = torch.randn(8, 8, requires_grad=True), torch.tensor([0.3], requires_grad=True)
+    for _ in range(2):
+        fastq.lsq(x, step, bits=2).sum().backward()
+    once = torch.autograd.grad(fastq.lsq(x, step, bits=2), [x, step], torch.ones(8, 8))
+    torch.testing.assert_close(x.grad, 2 * once[0], rtol=0, atol=0)
+    torch.testing.assert_close(step.grad, 2 * once[1], rtol=0, atol=0)
+
+
+def test_autocast_keeps_the_dtype_of_x() -> None:
+    x, step = torch.randn(8, 8, requires_grad=True), torch.tensor([0.1], requires_grad=True)
+    w = torch.randn(8, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = fastq.lsq(x @ w, step, bits=4)
+        assert y.dtype == torch.bfloat16
+        y.float().sum().backward()
+    assert step.grad is not None and step.grad.dtype == torch.float32 and x.grad is not None and bool(x.grad.any())
+
+
+def test_checkpointing_gives_the_same_gradients() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    x, step = torch.randn(50, requires_grad=True), torch.tensor([0.2], requires_grad=True)
+    plain = torch.autograd.grad(fastq.lsq(x, step, bits=3).square().sum(), [x, step])
+    again = torch.autograd.grad(checkpoint(lambda x: fastq.lsq(x, step, bits=3).square(), x, use_reentrant=False).sum(), [x, step])
+    assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_a_backward_pass_runs_on_the_backend_of_its_forward_pass() -> None:
+    x, step = torch.randn(6, requires_grad=True), torch.tensor([0.2], requires_grad=True)
+    with fastq.use_backend("reference"):
+        y = fastq.lsq(x, step, bits=3)
+    assert "LSQ" in type(y.grad_fn).__name__
+    y.sum().backward()
+    assert x.grad is not None
+
+
+def test_the_function_is_public() -> None:
+    x, step = torch.randn(6), torch.tensor([0.2])
+    assert same_bits(LSQ.apply(x, step, None, -4, 3), fastq.lsq(x, step, bits=3))
+    assert "apply(x, step, offset, qmin, qmax" in str(LSQ.__doc__)
