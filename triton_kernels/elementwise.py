@@ -39,7 +39,7 @@ fp64, i64 = tl.constexpr("fp64"), tl.constexpr("i64")
 
 TILE = 4096
 SHORT = 32  # runs shorter than this are walked as columns
-ROW_BLOCK = 128  # rows of one partial sum down a column
+ROW_BLOCK = 64  # rows of one partial sum down a column; with 128, sm_80 spills a register
 #: 256 threads of 16 elements: four 16-byte loads of x in flight per thread, the same again of the gradient.
 WARPS = 8
 

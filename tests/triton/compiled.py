@@ -15,14 +15,13 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from fastq.triton_kernels import elementwise, methods
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastq.triton_kernels import elementwise, methods
-
 STORAGE = {"fp32": tl.float32, "bf16": tl.float32, "fp16": tl.float32, "fp64": tl.float64}
 #: rows of 4096 (per tensor, long channels), short rows (group 128), columns (channels last)
-TILES = {"tensor": (1, 4096, False), "group": (32, 128, False), "columns": (128, 32, True)}
+TILES = {"tensor": (1, 4096, False), "group": (32, 128, False), "columns": (elementwise.ROW_BLOCK, 32, True)}
 POINTERS_ALIGNED = [["tt.divisibility", 16]]
 
 
@@ -47,7 +46,9 @@ def resources(cubin: bytes) -> dict[str, int]:
         file.write(cubin)
         file.flush()
         text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return found | {"local instructions": re.findall(r"\b(?:STL|LDL)\b[^;]*", sass)}
 
 
 def describe(compiled: Any) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def describe(compiled: Any) -> dict[str, Any]:
         "vector load bits": max((int(v[2:] or 1) * int(width) for v, width in loads), default=0),
         "divisions": sorted(set(re.findall(r"\bdiv\.[a-z.]*f(?:32|64)", ptx))),
         "contracted": re.findall(r"\b(?:fma|mad)\.[a-z.]*f(?:32|64)", ptx),
+        "64-bit products": len(re.findall(r"\bmul\.lo\.s64", ptx)),
         "flushed": re.findall(r"\b[a-z]+\.[a-z.]*ftz[a-z0-9.]*", ptx),
         **resources(compiled.asm["cubin"]),
     }

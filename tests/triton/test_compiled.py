@@ -36,10 +36,14 @@ def test_nothing_is_contracted_or_flushed(report: dict[str, dict]) -> None:
 
 
 def test_nothing_spills(report: dict[str, dict]) -> None:
-    assert {name: facts for name, facts in report.items() if facts["STACK"] or facts["LOCAL"]} == {}
+    assert {name: facts for name, facts in report.items() if facts["STACK"] or facts["LOCAL"] or facts["local instructions"]} == {}
     # Two blocks of 256 threads share the 64 K registers of an SM, so that one computes while the other's loads are on their way.
     assert max(facts["REG"] for name, facts in report.items() if "fp64" not in name) <= 128
 
 
 def test_loads_are_16_bytes(report: dict[str, dict]) -> None:
     assert {name for name, facts in report.items() if "finish" not in name and facts["vector load bits"] < 128} == set()
+
+
+def test_offsets_are_computed_in_64_bits(report: dict[str, dict]) -> None:
+    assert {name for name, facts in report.items() if facts["64-bit products"] == 0} == set()

@@ -1,0 +1,36 @@
+"""Runs the checks of LSQ on Triton's interpreter and prints the reports. A program of its own: the interpreter must be chosen
+before Triton is imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lsq_cases import lsq, lsq_cases, reference
+
+import fastq
+from fastq.testing import check_quantizer
+
+
+def operators() -> list[tuple[Any, tuple[Any, ...]]]:
+    fastq.triton_kernels.methods()
+    x, g, step = torch.randn(4, 6), torch.randn(4, 6), torch.rand(6) + 0.1
+    forward, backward = torch.ops.fastq_triton.lsq_forward.default, torch.ops.fastq_triton.lsq_backward.default
+    return [(forward, (x, step, step, -8, 7, 1, 0, 1e-8)), (backward, (g, x, step, step, -8, 7, 1, 0, 1e-8, 1, 1.0, 1, 1.0))]
+
+
+def main() -> None:
+    import fastq.triton_kernels
+
+    with fastq.use_backend("triton"):
+        for offset in (False, True):
+            report = check_quantizer(
+                lsq, reference, lsq_cases(offset), threads=(1,), large=9000,
+                operators=operators() if offset else (), name=f"triton lsq, offset={offset}",
+            )  # fmt: skip
+            print(report)
+            print(len(report.results), "results")
+
+
+if __name__ == "__main__":
+    main()
