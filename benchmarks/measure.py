@@ -1,0 +1,313 @@
+"""How it is measured: every provider checked against the reference first, then all of them in turns within one run.
+
+Only times from one run are compared: a round calls each provider once, in an order that rotates, so that what the machine
+does meanwhile (clock, neighbours, page faults) falls on all alike. The median over the rounds is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import fastq
+from fastq.granularity import sum_to_parameter
+from fastq.testing import same_bits
+
+from .registry import PASSES, PROVIDERS, Call, Case, Method, Provider, traffic
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x and step, which require gradients, and g
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A callable and the backend it runs on; the backend is entered around a batch of calls, not within the timed ones."""
+
+    fn: Call
+    provider: Provider
+
+    def backend(self) -> contextlib.AbstractContextManager[Any]:
+        return fastq.use_backend(self.provider.backend) if self.provider.backend else contextlib.nullcontext()
+
+
+def step(fn: Call, tensors: Tensors) -> tuple[torch.Tensor, ...]:
+    """Forward and backward once: ``y, dx, dstep``."""
+    x, p, g = tensors
+    y = fn(x, p)
+    return (y, *torch.autograd.grad(y, (x, p), g))
+
+
+# Is it right?
+
+
+def check(case: Case, got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...], g: torch.Tensor, exact: bool) -> str:
+    """Empty if ``(y, dx, dstep)`` agrees with the reference's, else what differs.
+
+    ``exact`` wants the bits of ``y`` and ``dx``. The others may round ``x / s`` in another way (core multiplies by 1/s),
+    which moves elements next to a tie or a clip edge by one code: at most one in 10,000. The rest agrees to 4 roundings.
+    """
+    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(got, want, strict=True)):
+        return f"shapes or dtypes {[(tuple(t.shape), str(t.dtype)) for t in got]}"
+    moved = 0
+    for name, a, b in zip(("y", "dx"), got, want, strict=False):
+        if exact:
+            if not same_bits(a, b):
+                return f"{name} has other bits than the reference"
+            continue
+        eps = torch.finfo(a.dtype).eps
+        off = int(((a - b).abs() > 4 * eps * b.abs() + 1e-30).sum())
+        if off > max(case.elements // 10_000, 1) or not bool(a.isfinite().all()):
+            return f"{name} differs from the reference in {off} of {case.elements} elements"
+        moved += off
+    # Two sums of n terms of at most |g| * 8, 128 in a row and a tree over the rest; a moved element changes its term by
+    # no more than |g| * 8 too.
+    a, b = got[2], want[2]
+    axis, group = case.keywords.get("axis", -1), case.keywords.get("group_size", 0)
+    n = case.elements // b.numel()
+    magnitude = sum_to_parameter(g.abs().float() * 8, b, axis, group)
+    bound = 2 * (128 + math.log2(n)) * torch.finfo(torch.float32).eps * magnitude + moved * 8 * g.abs().max().float()
+    if not bool(((a - b).abs() <= bound).all()):
+        return f"dstep is off by {float((a - b).abs().max()):.3g}, more than {float(bound.min()):.3g}"
+    return ""
+
+
+# What does it keep?
+
+
+def saved_bytes(fn: Call, tensors: Tensors) -> int:
+    """Bytes of all storages kept for the backward pass, the inputs among them."""
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(t)  # or an address might be given out twice
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        fn(*tensors[:2])
+    return sum(kept.values())
+
+
+def peak_bytes(fn: Call, tensors: Tensors) -> int:
+    """The most bytes allocated at once by forward and backward, results included, beyond the inputs."""
+    if tensors[0].is_cuda:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(fn, tensors)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(fn, tensors)
+    now = most = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+# How long does it take?
+
+
+def cpu_rounds(functions: dict[str, Bound], tensors: Tensors, budget: float, most: int = 200) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each pass, per provider and round. One loop gives all three: the clock is read before, between and after."""
+    x, p, g = tensors
+    clock, grad = time.perf_counter_ns, torch.autograd.grad
+
+    def calls(bound: Bound, count: int) -> tuple[float, float]:
+        forward, backward, fn = 0, 0, bound.fn
+        with bound.backend():
+            for _ in range(count):
+                start = clock()
+                y = fn(x, p)
+                middle = clock()
+                grad(y, (x, p), g)
+                end = clock()
+                forward += middle - start
+                backward += end - middle
+        return forward / count / 1e9, backward / count / 1e9
+
+    once = {name: sum(calls(fn, 1)) for name, fn in functions.items()}  # warm already: each was checked
+    count = max(1, min(100, int(1e-3 / max(min(once.values()), 1e-6))))  # about a millisecond for a fast provider
+    rounds = max(3, min(most, int(budget / (sum(once.values()) * count))))
+    times: dict[str, dict[str, list[float]]] = {name: {which: [] for which in PASSES} for name in functions}
+    names = list(functions)
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for i in range(rounds + 1):
+            for name in names[i % len(names) :] + names[: i % len(names)]:
+                forward, backward = calls(functions[name], count)
+                if i:  # the first round warms up
+                    for which, value in zip(PASSES, (forward, backward, forward + backward), strict=True):
+                        times[name][which].append(value)
+    finally:
+        if enabled:
+            gc.enable()
+    return times
+
+
+class Graphs:
+    """The three passes of one provider as CUDA graphs on static tensors."""
+
+    def __init__(self, bound: Bound, tensors: Tensors) -> None:
+        with bound.backend():
+            self.capture(bound.fn, tensors)
+
+    def capture(self, fn: Call, tensors: Tensors) -> None:
+        x, p, g = tensors
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # capture wants everything lazy done, and done on a side stream
+            for _ in range(3):
+                step(fn, tensors)
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        self.graphs = {which: torch.cuda.CUDAGraph() for which in PASSES}
+        with torch.cuda.graph(self.graphs["forward"], stream=side):
+            self.y = fn(x, p)
+        with torch.cuda.graph(self.graphs["backward"], stream=side):  # keeps what it reads: it is replayed many times
+            self.gradients = torch.autograd.grad(self.y, (x, p), g, retain_graph=True)
+        with torch.cuda.graph(self.graphs["both"], stream=side):
+            self.results = step(fn, tensors)
+
+
+class ColdCache:
+    """Writes a buffer of several times the L2 cache: what follows reads from memory."""
+
+    def __init__(self) -> None:
+        size = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0) or 2**26
+        self.buffer = torch.empty(4 * size, dtype=torch.int8, device="cuda")
+
+    def __call__(self) -> None:
+        self.buffer.zero_()
+
+
+def _milliseconds(launch: Callable[[], Any], cold: ColdCache, count: int) -> list[float]:
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
+    for before, after in events:
+        cold()
+        before.record()
+        launch()
+        after.record()
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) for before, after in events]
+
+
+def gpu_rounds(functions: dict[str, Bound], tensors: Tensors, budget: float, most: int = 100) -> dict[str, dict[str, list[float]]]:
+    """As :func:`cpu_rounds`: seconds by device events around the replay of a CUDA graph, the L2 cache cold."""
+    cold = ColdCache()
+    graphs = {name: Graphs(fn, tensors).graphs for name, fn in functions.items()}
+    for passes in graphs.values():
+        for graph in passes.values():
+            graph.replay()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for passes in graphs.values():
+        for graph in passes.values():
+            _milliseconds(graph.replay, cold, 1)
+    rounds = max(10, min(most, int(budget / (time.perf_counter() - start))))
+    times: dict[str, dict[str, list[float]]] = {name: {which: [] for which in PASSES} for name in functions}
+    names = list(functions)
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            for which in PASSES:
+                times[name][which] += [t / 1e3 for t in _milliseconds(graphs[name][which].replay, cold, 1)]
+    return times
+
+
+def copy_bandwidth(device: str, elements: int = 2**28) -> float:
+    """Bytes per second of copying a large fp32 tensor on ``device``, read and written bytes counted: the ceiling."""
+    a = torch.randn(elements, device=device)
+    b = torch.empty_like(a)
+    if device == "cuda":
+        cold = ColdCache()
+        _milliseconds(lambda: b.copy_(a), cold, 3)
+        seconds = statistics.median(_milliseconds(lambda: b.copy_(a), cold, 20)) / 1e3
+    else:
+        samples = []
+        for _ in range(5):
+            start = time.perf_counter()
+            b.copy_(a)
+            samples.append(time.perf_counter() - start)
+        seconds = statistics.median(samples)
+    return 2 * a.nbytes / seconds
+
+
+# One case
+
+
+def summary(samples: list[float]) -> dict[str, Any]:
+    """Median, smallest and quartiles of some seconds, in microseconds."""
+    ordered = sorted(samples)
+    low, high = (ordered[round(q * (len(ordered) - 1))] for q in (0.25, 0.75))
+    median = statistics.median(ordered)
+    return {"median_us": median * 1e6, "min_us": ordered[0] * 1e6, "q1_us": low * 1e6, "q3_us": high * 1e6, "rounds": len(ordered)}
+
+
+def run_case(
+    method: Method, case: Case, device: str, budget: float = 2.0, copy: float | None = None
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, list[float]]]]:
+    """The result rows of one case, one per provider, and the samples behind them.
+
+    A provider that cannot serve, raises, or gives another result than the reference has a row with the reason and no time.
+    """
+    torch._dynamo.reset()
+    rows: list[dict[str, Any]] = []
+    x, g, p = case.tensors(device)
+    tensors: Tensors = (x.requires_grad_(), p.requires_grad_(), g)
+    want = {b: step(method.reference(case, b), tensors) for b in {provider.boundary for provider in PROVIDERS}}
+    functions: dict[str, Bound] = {}
+    for provider in PROVIDERS:
+        row: dict[str, Any] = {"method": method.name, "case": case.name, "provider": provider.name, "device": device}
+        rows.append(row)
+        able, reason = provider.available(device)
+        fn = provider.build(method, case) if able else None
+        if fn is None:
+            row.update(status="unavailable", reason=reason or f"{method.name} has no such op")
+            continue
+        bound = Bound(fn, provider)
+        try:
+            with warnings.catch_warnings(), bound.backend():
+                warnings.simplefilter("ignore")
+                start = time.perf_counter()
+                got = step(fn, tensors)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                row["first_call_s"] = time.perf_counter() - start
+                wrong = check(case, got, want[provider.boundary], g, provider.exact)
+                del got
+                if not wrong:
+                    row["saved_bytes"], row["peak_bytes"] = saved_bytes(fn, tensors), peak_bytes(fn, tensors)
+                    step(fn, tensors)  # the hooks may have made the compiler look again
+        except Exception as error:  # a provider that raises is a result, and no reason to lose the others
+            row.update(status="failed", reason=f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            continue
+        if wrong:
+            row.update(status="failed", reason=wrong)
+        else:
+            row["status"] = "ok"
+            functions[provider.name] = bound
+    want.clear()
+    times = (gpu_rounds if device == "cuda" else cpu_rounds)(functions, tensors, budget) if functions else {}
+    for row in rows:
+        if row["provider"] in times:
+            row["passes"] = {which: summary(times[row["provider"]][which]) for which in PASSES}
+            for which, one in row["passes"].items():
+                one["bytes_per_s"] = traffic(case, which) / one["median_us"] * 1e6
+                if copy:
+                    one["of_copy"] = one["bytes_per_s"] / copy
+    return rows, times

@@ -1,0 +1,221 @@
+"""What the measurements say: ratios within one run, goals met or not, a table and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .registry import BANDWIDTH_GOAL, CPU_GOALS, GPU_GOALS, Case, Goal, cases, quick_cases
+
+CASES = {case.name: case for case in (*cases(), *quick_cases())}
+
+
+def median(row: dict[str, Any], which: str = "both") -> float | None:
+    """Microseconds, or None for a row without times."""
+    return row["passes"][which]["median_us"] if row["status"] == "ok" else None
+
+
+def by_case(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """``{case: {provider: row}}``, in the order measured."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["case"], {})[row["provider"]] = row
+    return found
+
+
+def fastest(providers: dict[str, dict[str, Any]], device: str) -> dict[str, Any] | None:
+    """fastq's row that a user gets on ``device``: the native backend, or Triton where that is not there."""
+    names = ("fastq-cpu",) if device == "cpu" else ("fastq-cuda", "fastq-triton")
+    return next((providers[name] for name in names if name in providers and providers[name]["status"] == "ok"), None)
+
+
+def ratio(providers: dict[str, dict[str, Any]], baseline: str, device: str, which: str = "both") -> float | None:
+    """How many times faster than ``baseline`` fastq is; None where one of them has no time."""
+    ours, other = fastest(providers, device), providers.get(baseline)
+    if ours is None or other is None or other["status"] != "ok":
+        return None
+    return median(other, which) / median(ours, which)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A goal on one run: the worst of its cases; ``met`` is None where nothing was measured."""
+
+    goal: str
+    worst: float | None
+    case: str
+    needed: float
+    met: bool | None
+
+
+def judge(goal: Goal, rows: Sequence[dict[str, Any]], device: str) -> Verdict:
+    """The smallest ratio over the cases that the goal applies to."""
+    ratios = []
+    for name, providers in by_case(rows).items():
+        if name in CASES and goal.applies(CASES[name]):
+            value = ratio(providers, goal.baseline, device)
+            if value is not None:
+                ratios.append((value, name))
+    worst, case = min(ratios, default=(None, ""))
+    return Verdict(goal.name, worst, case, goal.at_least, None if worst is None else worst >= goal.at_least)
+
+
+def verdicts(result: dict[str, Any]) -> list[Verdict]:
+    """Every goal of the run's device."""
+    device, rows = result["device"], result["rows"]
+    found = [judge(goal, rows, device) for goal in (CPU_GOALS if device == "cpu" else GPU_GOALS)]
+    saved: list[tuple[float, str]] = []
+    shares: list[tuple[float, str]] = []
+    for name, providers in by_case(rows).items():
+        ours, case = fastest(providers, device), CASES.get(name)
+        if ours is None or case is None:
+            continue
+        saved.append((ours["saved_bytes"] / _input_bytes(case), name))
+        if device == "cuda" and case.elements >= 2**26:
+            for which in ("forward", "backward"):
+                if "of_copy" in ours["passes"][which]:
+                    shares.append((ours["passes"][which]["of_copy"], f"{name} {which}"))
+    most, where = max(saved, default=(None, ""))
+    title = "saved memory: no more than the inputs"
+    found.append(Verdict(title, most, where, 1.0, None if most is None else most <= 1.0))
+    if device == "cuda":
+        least, where = min(shares, default=(None, ""))
+        title = f"64 M: forward and backward at {BANDWIDTH_GOAL:.0%} of the copy bandwidth"
+        found.append(Verdict(title, least, where, BANDWIDTH_GOAL, None if least is None else least >= BANDWIDTH_GOAL))
+    return found
+
+
+def _input_bytes(case: Case) -> int:
+    """``x`` and the step: what has to be kept."""
+    steps = 1
+    for n in case.step_shape:
+        steps *= n
+    return case.nbytes + 4 * steps
+
+
+def headers() -> list[str]:
+    return ["case", "fastq us", "eager", "compiled", "core", "saved", "peak", "first call s (compiled)"]
+
+
+def lines(result: dict[str, Any]) -> list[list[str]]:
+    """The table's rows: fastq's time for forward and backward, and how many times that the others take."""
+    device, table = result["device"], []
+    for name, providers in by_case(result["rows"]).items():
+        ours = fastest(providers, device)
+        case = CASES.get(name)
+        cells = [name, f"{median(ours):.1f}" if ours else "-"]
+        for baseline in ("eager", "compiled", "core"):
+            value = ratio(providers, baseline, device)
+            cells.append(f"{value:.2f}x" if value else _why(providers.get(baseline)))
+        if ours and case:
+            cells += [f"{ours['saved_bytes'] / case.nbytes:.2f}", f"{ours['peak_bytes'] / case.nbytes:.2f}"]
+        else:
+            cells += ["-", "-"]
+        compiled = providers.get("compiled", {})
+        first = (row.get("first_call_s") for row in (ours or {}, compiled))
+        cells.append(" / ".join("-" if value is None else f"{value:.3f}" for value in first))
+        table.append(cells)
+    return table
+
+
+def _why(row: dict[str, Any] | None) -> str:
+    return "-" if row is None or row["status"] == "ok" else row["status"]
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What a reader must know to read the table, and the rows without a time."""
+    e = result["environment"]
+    state = {True: " and uncommitted changes", False: "", None: ""}[e["dirty"]]
+    kept = "kept" if len(e["malloc"]) == 3 else "not kept: page faults are in the times"
+    where = e["gpu"] if result["device"] == "cuda" else f"{e['cpu']}, {e['threads']} threads, kernels {e['isa']}"
+    commit = f"commit {e['commit'][:12]}{state}" if e["commit"] else f"source {e['source']}"
+    how = "CUDA events, cold L2 cache, graph replay" if result["device"] == "cuda" else f"glibc's freed pages {kept} (MALLOC_*)"
+    found = [
+        f"{where}; torch {e['torch']}, triton {e['triton']}, Python {e['python']}; {commit}; {result['created'][:10]}.",
+        f"Medians of forward + backward, providers in turns within one run; {how}. Columns eager, compiled, core: how many times "
+        "fastq's time they take; saved, peak: bytes as multiples of the input's.",
+    ]
+    if result.get("copy_bytes_per_s"):
+        found.append(f"Copy bandwidth measured: {result['copy_bytes_per_s'] / 1e9:.0f} GB/s.")
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in result["rows"]:
+        if row["status"] != "ok":
+            reasons.setdefault((row["provider"], row["reason"]), []).append(row["case"])
+    for (provider, reason), where_ in reasons.items():
+        cases_ = where_[0] if len(where_) == 1 else f"{len(where_)} cases"
+        found.append(f"{provider}, {cases_}: {reason}")
+    return found
+
+
+def verdict_line(v: Verdict) -> str:
+    word = {True: "met", False: "not met", None: "not measured"}[v.met]
+    value = "" if v.worst is None else f": {v.worst:.2f} (goal {v.needed:.2f}) in {v.case}"
+    return f"{word:<12} {v.goal}{value}"
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print table, notes and goals; with rich where it is installed."""
+    table, titles = lines(result), headers()
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        widths = [max(len(row[i]) for row in [titles, *table]) for i in range(len(titles))]
+        for row in [titles, *table]:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("\n".join([*notes(result), *map(verdict_line, verdicts(result))]))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    rich_table = Table(title=f"{result['name']}: forward + backward")
+    for i, title in enumerate(titles):
+        rich_table.add_column(title, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in table:
+        rich_table.add_row(*row)
+    console.print(rich_table)
+    for note in notes(result):
+        console.print(note, highlight=False)
+    colors = {True: "green", False: "red", None: "yellow"}
+    for v in verdicts(result):
+        console.print(verdict_line(v), style=colors[v.met], highlight=False)
+
+
+def plot(result: dict[str, Any], path: Path) -> bool:
+    """Time over size, and the speed-up on weights and activations, as a PNG; False without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    grouped = by_case(result["rows"])
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
+    known = [(CASES[n], p) for n, p in grouped.items() if n in CASES]
+    sizes = [(c.elements, p) for c, p in known if c.family == "size" and c.name.endswith("fp32/tensor")]
+    providers = list(dict.fromkeys(row["provider"] for row in result["rows"] if row["status"] == "ok"))
+    for provider in providers:
+        points = sorted((n, median(p[provider])) for n, p in sizes if p.get(provider, {}).get("status") == "ok")
+        if points:
+            left.plot(*zip(*points, strict=True), marker="o", label=provider)
+    left.set(xscale="log", yscale="log", xlabel="elements", ylabel="microseconds", title="LSQ forward + backward, fp32, per tensor")
+    left.legend()
+    left.grid(alpha=0.3)
+    bars = [(c.name, p) for c, p in known if c.family in ("weight", "activation")] or list(grouped.items())
+    baselines = ("eager", "compiled", "core")
+    for i, baseline in enumerate(baselines):
+        heights = [ratio(p, baseline, result["device"]) or 0.0 for _, p in bars]
+        right.barh([y + (i - 1) * 0.27 for y in range(len(bars))], heights, height=0.25, label=baseline)
+    right.axvline(1.0, color="black", linewidth=0.8)
+    right.set_yticks(range(len(bars)), [n for n, _ in bars])
+    right.invert_yaxis()
+    right.set(xlabel="times fastq's time", title="What the others take")
+    right.legend()
+    where = result["environment"]["gpu"] if result["device"] == "cuda" else result["environment"]["cpu"]
+    figure.suptitle(f"{where}, torch {result['environment']['torch']}, {result['created'][:10]}", fontsize=10)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return True
