@@ -3,32 +3,37 @@
 
 #include <cstdint>
 
+#include "../methods/numeric.h"
+
 namespace fastq {
 
 enum class DType : int32_t { f32, bf16, f16, f64 };
-enum class Method : int32_t { lsq, lsq_offset };
+enum class Method : int32_t { lsq, lsq_offset, affine, affine_per_tensor, affine_per_channel };
 
-constexpr int kMaxParameters = 4;   // and at most so many prepared values and gradients
-constexpr int64_t kChunk = 4096;    // elements of one partial sum along a row
-constexpr int64_t kRowBlock = 128;  // rows of one partial sum down a column
-constexpr int64_t kLanes = 32;      // partial sums kept side by side; the same on every instruction set
+constexpr int kMaxParameters = 4;      // and at most so many prepared values and gradients
+constexpr int64_t kChunk = 4096;       // elements of one partial sum along a row
+constexpr int64_t kRowBlock = 128;     // rows of one partial sum down a column
+constexpr int64_t kLanes = 32;         // partial sums kept side by side; the same on every instruction set
+constexpr int64_t kFinishLanes = 256;  // sums of partial sums kept side by side
 
 // x read as [outer, channels, inner]: element i uses parameter (i / inner) % channels.
 struct Geometry {
   int64_t outer, channels, inner;
-  int64_t numel() const { return outer * channels * inner; }
+  FASTQ_HD int64_t numel() const { return outer * channels * inner; }
   // Short runs of one parameter, repeated: walk rows of channels*inner with a vector of parameters instead.
-  bool columns() const { return inner < kLanes && outer > 1; }
-  int64_t width() const { return channels * inner; }
-  int64_t chunks() const { return (inner + kChunk - 1) / kChunk; }
+  FASTQ_HD bool columns() const { return inner < kLanes && outer > 1; }
+  FASTQ_HD int64_t width() const { return channels * inner; }
+  FASTQ_HD int64_t chunks() const { return (inner + kChunk - 1) / kChunk; }
   // Independent pieces of work, each with a partial sum of its own; they depend on nothing but the shape.
-  int64_t tasks() const { return columns() ? (outer + kRowBlock - 1) / kRowBlock : outer * channels * chunks(); }
-  int64_t task_elements() const {
+  FASTQ_HD int64_t tasks() const {
+    return columns() ? (outer + kRowBlock - 1) / kRowBlock : outer * channels * chunks();
+  }
+  FASTQ_HD int64_t task_elements() const {
     const int64_t n = columns() ? width() * kRowBlock : (inner < kChunk ? inner : kChunk);
     return n > 0 ? n : 1;
   }
   // Partial sums of one parameter.
-  int64_t partials() const { return columns() ? tasks() * width() : tasks(); }
+  FASTQ_HD int64_t partials() const { return columns() ? tasks() * width() : tasks(); }
 };
 
 struct Call {

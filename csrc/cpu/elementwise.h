@@ -2,7 +2,8 @@
 // that do. A method is a struct as in csrc/methods/lsq.h.
 //
 // Sums: kLanes partial sums side by side (lane = position % kLanes) over a chunk of fixed size, a tree over the lanes,
-// then the chunks in order, in fp64. None of it depends on the vector width or the number of threads.
+// then the chunks in fp64: kFinishLanes sums in order and a tree. None of it depends on the vector width or the number
+// of threads.
 #pragma once
 
 #include "../methods/numeric.h"
@@ -54,9 +55,15 @@ struct Elementwise {
     }
   }
 
-  // The last elements of a run, fewer than kLanes: through buffers whose rest is zero, which adds nothing to a sum.
+  // The last elements of a run, fewer than kLanes: through buffers whose rest repeats an element, with a gradient of
+  // zero, which adds nothing to a sum that the element itself does not.
   struct Tail {
-    T x[kLanes] = {}, g[kLanes] = {}, out[kLanes];
+    T x[kLanes], g[kLanes] = {}, out[kLanes];
+
+    Tail(const T* from, int64_t n) {
+      std::memcpy(x, from, n * sizeof(T));
+      for (int64_t k = n; k < kLanes; ++k) x[k] = x[n - 1];
+    }
   };
 
   static F tree(const V* sums) {
@@ -71,8 +78,7 @@ struct Elementwise {
     int64_t j = 0;
     for (; j + kLanes <= n; j += kLanes) forward_block<0>(x + j, y + j, p, r);
     if (j < n) {
-      Tail tail;
-      std::memcpy(tail.x, x + j, (n - j) * sizeof(T));
+      Tail tail(x + j, n - j);
       forward_block<0>(tail.x, tail.out, p, r);
       std::memcpy(y + j, tail.out, (n - j) * sizeof(T));
     }
@@ -83,8 +89,7 @@ struct Elementwise {
     int64_t j = 0;
     for (; j + kLanes <= n; j += kLanes) backward_block<0>(x + j, g + j, dx + j, p, r, sums);
     if (j < n) {
-      Tail tail;
-      std::memcpy(tail.x, x + j, (n - j) * sizeof(T));
+      Tail tail(x + j, n - j);
       std::memcpy(tail.g, g + j, (n - j) * sizeof(T));
       backward_block<0>(tail.x, tail.g, tail.out, p, r, sums);
       std::memcpy(dx + j, tail.out, (n - j) * sizeof(T));
@@ -148,9 +153,8 @@ struct Elementwise {
         forward_block<kPrepared>(x + row * width + w, y + row * width + w, p, r);
       }
       if (w < width) {
-        Tail tail;
+        Tail tail(x + row * width + w, width - w);
         load_columns(c, w, p);
-        std::memcpy(tail.x, x + row * width + w, (width - w) * sizeof(T));
         forward_block<kPrepared>(tail.x, tail.out, p, r);
         std::memcpy(y + row * width + w, tail.out, (width - w) * sizeof(T));
       }
@@ -185,10 +189,9 @@ struct Elementwise {
             backward_block<kPrepared>(x + at, g + at, dx + at, p, r, sums);
           }
         } else {
-          Tail tail;
           for (int64_t row = first; row < last; ++row) {
             const int64_t at = row * width + w;
-            std::memcpy(tail.x, x + at, n * sizeof(T));
+            Tail tail(x + at, n);
             std::memcpy(tail.g, g + at, n * sizeof(T));
             backward_block<kPrepared>(tail.x, tail.g, tail.out, p, r, sums);
             std::memcpy(dx + at, tail.out, n * sizeof(T));
@@ -200,24 +203,28 @@ struct Elementwise {
     }
   }
 
+  // The partial sums of a channel are `run` at a time side by side: kFinishLanes sums in order, and a tree over them.
   static void finish(const Call& c, int64_t begin, int64_t end) {
     const Geometry& geometry = c.geometry;
+    const int64_t run = geometry.columns() ? geometry.inner : geometry.chunks();
+    const int64_t runs = geometry.columns() ? geometry.tasks() : geometry.outer;
+    const int64_t lanes = runs * run < kFinishLanes ? runs * run : kFinishLanes;
     for (int i = 0; i < kGradients; ++i) {
       const F* partial = static_cast<const F*>(c.partial[i]);
       for (int64_t channel = begin; channel < end; ++channel) {
-        double sum = 0;
-        if (geometry.columns()) {
-          for (int64_t t = 0; t < geometry.tasks(); ++t)
-            for (int64_t j = 0; j < geometry.inner; ++j)
-              sum += partial[t * geometry.width() + channel * geometry.inner + j];
-        } else {
-          const int64_t chunks = geometry.chunks();
-          for (int64_t o = 0; o < geometry.outer; ++o)
-            for (int64_t k = 0; k < chunks; ++k) sum += partial[(o * geometry.channels + channel) * chunks + k];
-        }
+        double lane[kFinishLanes];
+        for (int64_t j = 0; j < lanes; ++j) lane[j] = 0;
+        int64_t next = 0;
+        for (int64_t o = 0; o < runs; ++o)
+          for (int64_t k = 0; k < run; ++k) {
+            lane[next] += partial[(o * geometry.channels + channel) * run + k];
+            if (++next == kFinishLanes) next = 0;
+          }
+        for (int64_t half = kFinishLanes / 2; half > 0; half /= 2)
+          for (int64_t j = 0; j < half && j + half < lanes; ++j) lane[j] += lane[j + half];
         F values[M::kParameters];
         parameters(c, channel, values);
-        static_cast<F*>(c.gradient[i])[channel] = M::finish(i, F(sum), values, F(c.scale[i]));
+        static_cast<F*>(c.gradient[i])[channel] = M::finish(i, F(lane[0]), values, F(c.scale[i]));
       }
     }
   }

@@ -12,6 +12,10 @@
 
 #include "../cpu/call.h"
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // its name before torch 2.13
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace fastq {
 
 using torch::stable::Tensor;

@@ -1,0 +1,19 @@
+// The CUDA kernels as functions of a Call and a stream: no torch, and no CUDA header for who calls them.
+#pragma once
+
+#include "../cpu/call.h"
+
+namespace fastq::cuda {
+
+// What went wrong and where; `error` is null when nothing did. An error of the device itself may come up later.
+struct Status {
+  const char* error;
+  const char* file;
+  int line;
+};
+
+// `stream` is a cudaStream_t of the current device, where the Call's pointers are. Both return before the work is done.
+Status forward(const Call&, void* stream);
+Status backward(const Call&, void* stream);
+
+}  // namespace fastq::cuda

@@ -1,0 +1,28 @@
+// The CUDA Runner: the device of x, torch's current stream there, and what the launch has to say.
+#include "cuda.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../cuda/kernels.h"
+
+namespace fastq {
+
+namespace {
+
+template <cuda::Status (*kernels)(const Call&, void*)>
+void run(Call& c, const Tensor& x) {
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const cuda::Status status = kernels(c, stream);
+  STD_TORCH_CHECK(status.error == nullptr, "fastq: CUDA kernel launch failed: ", status.error, " (", status.file, ":",
+                  status.line, ")");
+}
+
+}  // namespace
+
+const Runner kCuda = {run<cuda::forward>, run<cuda::backward>};
+
+}  // namespace fastq
