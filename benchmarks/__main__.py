@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from . import results
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--budget", type=float, default=1.5, metavar="SECONDS", help="of timing per case (default %(default)s)")
     parser.add_argument("--name", help="of the result file (default cpu or cuda, quick with --quick)")
-    parser.add_argument("--out", type=Path, help="folder of the results (default benchmarks/results; for a part of the cases a new one)")
+    parser.add_argument("--out", type=Path, help="folder of the results (default benchmarks/results; a new one for a part)")
     parser.add_argument("--plain", action="store_true", help="without pytest-benchmark")
 
 
@@ -50,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         given = sys.argv[1:] if arguments is None else arguments
         env = {**os.environ, **results.MALLOC, MARK: "1"}
         if not args.quick:  # first calls pay what a new user pays
-            env["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastq-benchmark-")
+            cache = results.ROOT / "build" / "benchmark-compiled"
+            shutil.rmtree(cache, ignore_errors=True)
+            env["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
         os.chdir(results.ROOT)
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *given], env)
     if args.plain or args.device == "cuda":

@@ -140,6 +140,8 @@ def cpu_rounds(functions: dict[str, Bound], tensors: Tensors, budget: float, mos
                 backward += end - middle
         return forward / count / 1e9, backward / count / 1e9
 
+    if not functions:
+        return {}
     once = {name: sum(calls(fn, 1)) for name, fn in functions.items()}  # warm already: each was checked
     count = max(1, min(100, int(1e-3 / max(min(once.values()), 1e-6))))  # about a millisecond for a fast provider
     rounds = max(3, min(most, int(budget / (sum(once.values()) * count))))
@@ -160,29 +162,41 @@ def cpu_rounds(functions: dict[str, Bound], tensors: Tensors, budget: float, mos
     return times
 
 
-class Graphs:
-    """The three passes of one provider as CUDA graphs on static tensors."""
+Launch = tuple[Callable[[], Any], Callable[[Any], Any]]  # what comes before the clock starts, and what is timed
 
-    def __init__(self, bound: Bound, tensors: Tensors) -> None:
-        with bound.backend():
-            self.capture(bound.fn, tensors)
 
-    def capture(self, fn: Call, tensors: Tensors) -> None:
-        x, p, g = tensors
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # capture wants everything lazy done, and done on a side stream
+def captured(bound: Bound, tensors: Tensors) -> dict[str, Launch]:
+    """The three passes of a provider as replays of CUDA graphs on static tensors; raises where it cannot be captured."""
+    x, p, g = tensors
+    side, fn = torch.cuda.Stream(), bound.fn
+    side.wait_stream(torch.cuda.current_stream())
+    with bound.backend():
+        with torch.cuda.stream(side):  # everything lazy happens before a capture, on the stream of the capture
             for _ in range(3):
                 step(fn, tensors)
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
-        self.graphs = {which: torch.cuda.CUDAGraph() for which in PASSES}
-        with torch.cuda.graph(self.graphs["forward"], stream=side):
-            self.y = fn(x, p)
-        with torch.cuda.graph(self.graphs["backward"], stream=side):  # keeps what it reads: it is replayed many times
-            self.gradients = torch.autograd.grad(self.y, (x, p), g, retain_graph=True)
-        with torch.cuda.graph(self.graphs["both"], stream=side):
-            self.results = step(fn, tensors)
+        graphs = {which: torch.cuda.CUDAGraph() for which in PASSES}
+        with torch.cuda.graph(graphs["forward"], stream=side):
+            y = fn(x, p)
+        # What forward saved stays in its graph's own memory pool, so this one can be replayed any number of times.
+        with torch.cuda.graph(graphs["backward"], stream=side):
+            gradients = torch.autograd.grad(y, (x, p), g)
+        with torch.cuda.graph(graphs["both"], stream=side):
+            results = step(fn, tensors)
+    alive = (y, gradients, results)
+    return {which: (lambda: alive, lambda _, graph=graph: graph.replay()) for which, graph in graphs.items()}  # type: ignore[misc]
+
+
+def launched(bound: Bound, tensors: Tensors) -> dict[str, Launch]:
+    """The three passes as plain calls, for a provider that synchronises and so cannot be captured."""
+    x, p, g = tensors
+    fn = bound.fn
+    return {
+        "forward": (lambda: None, lambda _: fn(x, p)),
+        "backward": (lambda: fn(x, p), lambda y: torch.autograd.grad(y, (x, p), g)),
+        "both": (lambda: None, lambda _: step(fn, tensors)),
+    }
 
 
 class ColdCache:
@@ -196,37 +210,50 @@ class ColdCache:
         self.buffer.zero_()
 
 
-def _milliseconds(launch: Callable[[], Any], cold: ColdCache, count: int) -> list[float]:
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
-    for before, after in events:
-        cold()
-        before.record()
-        launch()
-        after.record()
-    torch.cuda.synchronize()
-    return [before.elapsed_time(after) for before, after in events]
+def _seconds(launch: Launch, cold: ColdCache) -> float:
+    """One launch between two device events, after the L2 cache was written over."""
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    prepared = launch[0]()
+    cold()
+    before.record()
+    launch[1](prepared)
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3
 
 
-def gpu_rounds(functions: dict[str, Bound], tensors: Tensors, budget: float, most: int = 100) -> dict[str, dict[str, list[float]]]:
-    """As :func:`cpu_rounds`: seconds by device events around the replay of a CUDA graph, the L2 cache cold."""
-    cold = ColdCache()
-    graphs = {name: Graphs(fn, tensors).graphs for name, fn in functions.items()}
-    for passes in graphs.values():
-        for graph in passes.values():
-            graph.replay()
-    torch.cuda.synchronize()
+def gpu_rounds(
+    functions: dict[str, Bound], tensors: Tensors, budget: float, most: int = 100
+) -> tuple[dict[str, dict[str, list[float]]], set[str]]:
+    """As :func:`cpu_rounds`, by device events around the replay of a CUDA graph, the L2 cache cold; and the names of the
+    providers that could not be captured and were launched plainly."""
+    cold, plain = ColdCache(), set()
+    launches: dict[str, dict[str, Launch]] = {}
+    for name, bound in sorted(functions.items(), key=lambda item: item[0] == "core"):  # core last: it may spoil a capture
+        try:
+            launches[name] = captured(bound, tensors)
+        except RuntimeError:
+            torch.cuda.synchronize()
+            plain.add(name)
+            launches[name] = launched(bound, tensors)
+
+    def turn(name: str) -> dict[str, float]:
+        with functions[name].backend():
+            return {which: _seconds(launches[name][which], cold) for which in PASSES}
+
+    names = list(functions)
+    for name in names:
+        turn(name)
     start = time.perf_counter()
-    for passes in graphs.values():
-        for graph in passes.values():
-            _milliseconds(graph.replay, cold, 1)
+    for name in names:
+        turn(name)
     rounds = max(10, min(most, int(budget / (time.perf_counter() - start))))
     times: dict[str, dict[str, list[float]]] = {name: {which: [] for which in PASSES} for name in functions}
-    names = list(functions)
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            for which in PASSES:
-                times[name][which] += [t / 1e3 for t in _milliseconds(graphs[name][which].replay, cold, 1)]
-    return times
+            for which, value in turn(name).items():
+                times[name][which].append(value)
+    return times, plain
 
 
 def copy_bandwidth(device: str, elements: int = 2**28) -> float:
@@ -234,9 +261,8 @@ def copy_bandwidth(device: str, elements: int = 2**28) -> float:
     a = torch.randn(elements, device=device)
     b = torch.empty_like(a)
     if device == "cuda":
-        cold = ColdCache()
-        _milliseconds(lambda: b.copy_(a), cold, 3)
-        seconds = statistics.median(_milliseconds(lambda: b.copy_(a), cold, 20)) / 1e3
+        cold, copy = ColdCache(), (lambda: None, lambda _: b.copy_(a))
+        seconds = statistics.median([_seconds(copy, cold) for _ in range(23)][3:])
     else:
         samples = []
         for _ in range(5):
@@ -302,9 +328,15 @@ def run_case(
             row["status"] = "ok"
             functions[provider.name] = bound
     want.clear()
-    times = (gpu_rounds if device == "cuda" else cpu_rounds)(functions, tensors, budget) if functions else {}
+    plain: set[str] = set()
+    if device == "cuda":
+        times, plain = gpu_rounds(functions, tensors, budget)
+    else:
+        times = cpu_rounds(functions, tensors, budget)
     for row in rows:
         if row["provider"] in times:
+            if row["provider"] in plain:
+                row["note"] = "synchronises, so it is launched without a CUDA graph"
             row["passes"] = {which: summary(times[row["provider"]][which]) for which in PASSES}
             for which, one in row["passes"].items():
                 one["bytes_per_s"] = traffic(case, which) / one["median_us"] * 1e6

@@ -141,8 +141,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         found.append(f"Copy bandwidth measured: {result['copy_bytes_per_s'] / 1e9:.0f} GB/s.")
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in result["rows"]:
-        if row["status"] != "ok":
-            reasons.setdefault((row["provider"], row["reason"]), []).append(row["case"])
+        if reason := row.get("reason") or row.get("note"):
+            reasons.setdefault((row["provider"], reason), []).append(row["case"])
     for (provider, reason), where_ in reasons.items():
         cases_ = where_[0] if len(where_) == 1 else f"{len(where_)} cases"
         found.append(f"{provider}, {cases_}: {reason}")

@@ -28,8 +28,8 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2*
 _TEXT, _NUMBER, _FLAG, _MAYBE = (str,), (int, float), (bool,), (str, type(None))
 _ENVIRONMENT: dict[str, tuple[type, ...]] = {
     "fastq": _MAYBE, "torch": _MAYBE, "triton": _MAYBE, "numpy": _MAYBE, "python": _TEXT, "system": _TEXT, "cpu": _TEXT,
-    "cores": (int,), "isa": _MAYBE, "threads": (int, type(None)), "gpu": _MAYBE, "cuda": _MAYBE, "commit": _MAYBE, "dirty": (bool, type(None)),
-    "source": _TEXT, "malloc": (dict,),
+    "cores": (int,), "isa": _MAYBE, "threads": (int, type(None)), "gpu": _MAYBE, "cuda": _MAYBE, "commit": _MAYBE,
+    "dirty": (bool, type(None)), "source": _TEXT, "malloc": (dict,),
 }  # fmt: skip
 _TOP: dict[str, tuple[type, ...]] = {
     "schema": (int,), "kind": _TEXT, "name": _TEXT, "created": _TEXT, "dry": _FLAG, "environment": (dict,),
@@ -74,11 +74,12 @@ def validate(result: Any) -> dict[str, Any]:
     except ValueError:
         raise BrokenResult(f"result: created must be an ISO date, got {result['created']!r}") from None
     _fields("environment", result["environment"], _ENVIRONMENT)
-    if result["kind"] != "benchmark":
+    if result["kind"] != "benchmark" or "parts" in result:
         _fields("result", result, {"parts": (list,)})
         for i, part in enumerate(result["parts"]):
             _fields(f"parts[{i}]", part, _PART)
             _one_of(f"parts[{i}]: status", part["status"], PART_STATUS)
+    if result["kind"] != "benchmark":
         return result
     _fields("result", result, {"rows": (list,), "device": _TEXT, "quick": _FLAG, "copy_bytes_per_s": (int, float, type(None))})
     for i, row in enumerate(result["rows"]):

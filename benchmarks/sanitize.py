@@ -1,0 +1,86 @@
+"""A reduced set of launches for compute-sanitizer: every kernel variant once, on small awkward shapes, results checked.
+
+``compute-sanitizer --tool memcheck python -m benchmarks.sanitize --backend cuda``. Exits with 1 if a result is wrong; the
+sanitizer's own findings are its exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import fastq
+from fastq.testing import same_bits
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SHAPES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+    ((1,), {}),
+    ((3, 1367), {}),
+    ((5, 7, 129), {"axis": 0}),
+    ((4, 37, 6, 5), {"axis": 1}),
+    ((131, 33), {"axis": 1}),
+    ((6, 384), {"group_size": 128}),
+    ((0, 8), {}),
+)
+#: More than one chunk of partial sums, so that their second stage runs.
+LARGE: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (((257, 1031), {}), ((2, 3, 60_000), {"axis": 1}))
+
+
+def parameter_shape(shape: tuple[int, ...], keywords: dict[str, Any]) -> tuple[int, ...]:
+    if "axis" in keywords:
+        return (shape[keywords["axis"]],)
+    size = keywords.get("group_size")
+    return (*shape[:-1], shape[-1] // size) if size else (1,)
+
+
+def layouts(x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Contiguous; off the alignment of vector loads; transposed."""
+    yield "contiguous", x
+    moved = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape)
+    yield "misaligned", moved.copy_(x)
+    if x.dim() > 1:
+        yield "transposed", x.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def call(fn: Any, device: str, x: torch.Tensor, g: torch.Tensor, parameters: list[torch.Tensor | None], keywords: Any) -> list[Any]:
+    leaves = [None if t is None else t.detach().to(device).requires_grad_() for t in (x, *parameters)]
+    y = fn(leaves[0], leaves[1], offset=leaves[2], **keywords)
+    gradients = torch.autograd.grad(y, [t for t in leaves if t is not None], g.to(device))
+    return [t.cpu() for t in (y.detach(), *gradients)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--backend", required=True, choices=("cpu", "cuda", "triton"))
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--small", action="store_true", help="float32 on three shapes, for the interpreter")
+    args = parser.parse_args()
+    generator = torch.Generator().manual_seed(0)
+    count, wrong = 0, []
+    for shape, granularity in SHAPES[1::2] if args.small else SHAPES + LARGE:
+        for dtype in DTYPES[:1] if args.small else DTYPES:
+            kind = torch.float64 if dtype == torch.float64 else torch.float32
+            x, g = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+            step = torch.rand(parameter_shape(shape, granularity), generator=generator).to(kind) * 0.1 + 0.2
+            for offset in (None, step * 0.3):
+                keywords = {"bits": 4, **granularity}
+                want = call(fastq.reference.lsq, "cpu", x, g, [step, offset], keywords)
+                for layout, data in layouts(x.to(args.device)):
+                    with fastq.use_backend(args.backend):
+                        got = call(fastq.lsq, args.device, data, g, [step, offset], keywords)
+                    count += 1
+                    # The sums have terms of up to 8 |g|, added in another order; see fastq.testing.
+                    bound = 8 * float(g.abs().sum()) * 2 * (128 + 20) * torch.finfo(kind).eps
+                    close = all(torch.allclose(a, b, rtol=0, atol=bound) for a, b in zip(got[2:], want[2:], strict=True))
+                    if not (same_bits(got[0], want[0]) and same_bits(got[1], want[1]) and close):
+                        wrong.append(f"{shape} {dtype} {granularity} {layout} offset={offset is not None}")
+    print(f"{args.backend} on {args.device}: {count} calls, {len(wrong)} wrong")
+    print("\n".join(wrong[:20]))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
