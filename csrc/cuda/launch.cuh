@@ -1,7 +1,11 @@
-// The one way to start a kernel.
+// The one way to start a kernel, and the list of methods.
 #pragma once
 
+#if defined(__CUDACC__)
 #include <cuda_runtime.h>
+#else
+#include <memory>
+#endif
 
 #include "../methods/lsq.h"
 #include "elementwise.cuh"
@@ -14,6 +18,8 @@ template <class S>
 Status forward(const Call&, void* stream);
 template <class S>
 Status backward(const Call&, void* stream);
+
+#if defined(__CUDACC__)
 
 // On the device a phase is its thread's share, and a barrier.
 struct BlockTeam {
@@ -39,6 +45,32 @@ Status launch(const typename Kernel::Job& job, int64_t blocks, void* stream, con
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? Status{} : Status{cudaGetErrorString(error), file, line};
 }
+
+#else
+
+// Compiled as plain C++ (tests/cuda/), a phase is a loop over the threads and a launch one over the blocks. Threads run
+// upwards in one block and downwards in the next, and shared memory begins as NaN: whoever reads what another thread
+// writes in the same phase, or what nobody wrote, gets a wrong result.
+struct BlockTeam {
+  int threads;
+  bool downwards;
+  template <class Phase>
+  void each(const Phase& phase) const {
+    for (int t = 0; t < threads; ++t) phase(downwards ? threads - 1 - t : t);
+  }
+};
+
+template <class Kernel>
+Status launch(const typename Kernel::Job& job, int64_t blocks, void*, const char*, int) {
+  const auto shared = std::make_unique<typename Kernel::Shared>();
+  for (int64_t b = 0; b < blocks; ++b) {
+    memset(static_cast<void*>(shared.get()), 0xff, sizeof(*shared));
+    Kernel::run(BlockTeam{Kernel::kThreads, b % 2 == 1}, job, *shared, b);
+  }
+  return {};
+}
+
+#endif
 
 #define FASTQ_LAUNCH(Kernel, job, blocks, stream) ::fastq::cuda::launch<Kernel>(job, blocks, stream, __FILE__, __LINE__)
 

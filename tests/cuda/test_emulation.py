@@ -1,0 +1,178 @@
+"""The CUDA kernels without a GPU: compiled as plain C++ (csrc/cuda/launch.cuh has the loops that take the place of a
+launch) and held against the CPU kernels, bit for bit, sums included: the two share the order of every addition.
+
+What stays unproven here is the launch and the hardware.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastq.ops.lsq  # noqa: F401  (loads the CPU kernels and defines the schemas)
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
+pytestmark = pytest.mark.source
+OPS = ("lsq_forward", "lsq_backward")
+
+
+def build() -> Path:
+    """The kernels and their operators as one library; built again when a source has changed."""
+    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc/torch/elementwise.cpp", ROOT / "tests/cuda/emulation.cpp"]
+    digest = hashlib.sha256(f"{torch.__version__} {FLAGS}".encode())
+    for folder in ("cuda", "torch", "methods", "cpu"):
+        for path in sorted((ROOT / "csrc" / folder).iterdir()):
+            digest.update(path.read_bytes())
+    digest.update(sources[-1].read_bytes())
+    library = ROOT / "build" / "emulation" / digest.hexdigest()[:16] / "libemulated.so"
+    if library.exists():
+        return library
+    shutil.rmtree(library.parents[1], ignore_errors=True)
+    library.parent.mkdir(parents=True)
+    compiler = os.environ.get("CXX", "g++")
+    torch_folder = Path(torch.__file__).parent
+
+    def compile(source: Path) -> str:
+        out = str(library.parent / f"{source.name}.o")
+        if source.suffix == ".cu":
+            how = ["-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-x", "c++"]
+        else:
+            how = ["-O0", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(torch_folder / "include")]
+        done = subprocess.run([compiler, *FLAGS, *how, "-c", str(source), "-o", out], capture_output=True, text=True)
+        if done.returncode != 0 or done.stderr:
+            pytest.fail(f"{source.name}: {done.stderr}")
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile, sources))
+    libraries = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    subprocess.run([compiler, "-shared", "-o", f"{library}.new", *objects, *libraries], check=True)
+    Path(f"{library}.new").replace(library)
+    return library
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Iterator[Any]:
+    library = torch.library.Library("fastq_emulated", "DEF")
+    for name in OPS:
+        library.define(str(getattr(torch.ops.fastq, name).default._schema).removeprefix("fastq::"))
+    torch.ops.load_library(str(build()))
+    yield torch.ops.fastq_emulated
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """NaN equals NaN: its payload is the processor's affair. All else, zeros included, by bits."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    nan = a.isnan() & b.isnan()
+    equal = a.contiguous().view(integer) == b.contiguous().view(integer)
+    return a.stride() == b.stride() and bool((equal | nan.contiguous()).all())
+
+
+# (shape, axis, group_size). What each is there for: the walk that it takes and where its tiles end.
+SHAPES = {
+    "one element": ((1,), -1, 0),
+    "0-d": ((), -1, 0),
+    "less than a lane each": ((5,), -1, 0),
+    "one chunk exactly": ((4096,), -1, 0),
+    "chunks and a ragged end": ((3, 4099), -1, 0),
+    "more chunks than lanes of the finish": ((1_060_000,), -1, 0),
+    "channels of one chunk, aligned": ((2, 3, 4096), 1, 0),
+    "channels of several chunks": ((2, 3, 5000), 1, 0),
+    "channels of half a tile": ((2, 3, 2048), 1, 0),
+    "channels misaligned": ((2, 3, 2311), 1, 0),
+    "rows 7x7": ((5, 30, 7, 7), 1, 0),
+    "rows of 128": ((6, 50, 128), 1, 0),
+    "rows of 33": ((3, 333, 33), 1, 0),
+    "very short rows": ((700, 3), 0, 0),
+    "rows of one": ((600,), 0, 0),
+    "groups of 128": ((40, 512), -1, 128),
+    "groups of 5": ((31, 20), -1, 5),
+    "columns": ((300, 96), 1, 0),
+    "columns, ragged block": ((130, 50), 1, 0),
+    "columns, odd width": ((257, 37), 1, 0),
+    "columns, three": ((1000, 3), 1, 0),
+    "columns of runs": ((140, 9, 4), 1, 0),
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), 1e-40, -1e-40, 0.5, 1.5, -0.5, 2.5, 7.5, -8.5, 3e38]
+
+
+def inputs(name: str, dtype: torch.dtype, offset: bool, shift: int, special: bool) -> tuple[Any, ...]:
+    shape, axis, group = SHAPES[name]
+    generator = torch.Generator().manual_seed(len(name) * 7 + shift)
+    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def tensor() -> torch.Tensor:
+        n = torch.Size(shape).numel()
+        storage = torch.randn(n + shift, generator=generator, dtype=torch.float64) * 3
+        if special:
+            every = torch.arange(0, n, 5) + shift
+            storage[every] = torch.tensor(SPECIAL, dtype=torch.float64).repeat(len(every) // len(SPECIAL) + 1)[: len(every)]
+        return storage.to(dtype)[shift:].view(shape)
+
+    parameter = (*shape[:-1], shape[-1] // group) if group else (shape[axis],) if axis >= 0 else (1,)
+    step = (torch.rand(parameter, generator=generator, dtype=torch.float64) * 0.5 + 0.25).to(arithmetic)
+    if special:
+        step.view(-1)[-1] = -0.5
+        step.view(-1)[0] = 1.0
+    b = torch.randn(parameter, generator=generator, dtype=torch.float64).to(arithmetic) if offset else None
+    return tensor(), tensor(), step, b, axis, group
+
+
+def compare(emulated: Any, x: Any, g: Any, step: Any, b: Any, axis: int, group: int, boundary: int = 0) -> None:
+    forward = (x, step, b, -8, 7, axis, group, 1e-8)
+    backward = (g, *forward, boundary, 0.25, 1, 0.75)
+    with torch.no_grad():
+        assert same_bits(emulated.lsq_forward(*forward), torch.ops.fastq.lsq_forward(*forward)), "y"
+        ours, theirs = emulated.lsq_backward(*backward), torch.ops.fastq.lsq_backward(*backward)
+    for what, mine, other in zip(("dx", "dstep", "doffset"), ours, theirs, strict=True):
+        assert same_bits(mine, other), what
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+def test_same_bits_as_the_cpu(emulated: Any, name: str, dtype: torch.dtype) -> None:
+    if name.startswith("more chunks"):
+        compare(emulated, *inputs(name, dtype, offset=False, shift=0, special=False))
+        return
+    for i, (offset, shift, special) in enumerate([(False, 0, False), (True, 0, True), (True, 1, False), (False, 3, True)]):
+        compare(emulated, *inputs(name, dtype, offset, shift, special), boundary=i % 3)
+
+
+def test_nan_and_infinite_parameters(emulated: Any) -> None:
+    x, g, step, b, axis, group = inputs("rows of 33", torch.float32, offset=True, shift=0, special=False)
+    step[:5] = torch.tensor([float("nan"), float("inf"), 0.0, -1e-12, 1e30])
+    b[2:8] = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -0.0, 0.0])
+    x[1, :, 7] = float("nan")
+    compare(emulated, x, g, step, b, axis, group)
+
+
+def test_layouts(emulated: Any) -> None:
+    x, g, step, b, axis, group = inputs("rows 7x7", torch.bfloat16, offset=True, shift=0, special=True)
+    compare(emulated, x.to(memory_format=torch.channels_last), g, step, b, axis, group)
+    compare(emulated, x.transpose(2, 3), g.expand(5, 30, 7, 7), step, b, axis, group)
+    compare(emulated, x, torch.ones((), dtype=x.dtype).expand(x.shape), step, b, axis, group)
+
+
+def test_empty(emulated: Any) -> None:
+    x, step = torch.empty(0, 4), torch.ones(1)
+    compare(emulated, x, x, step, None, -1, 0)
+
+
+def test_a_16_bit_value_rounds_as_torch_rounds_it(emulated: Any) -> None:
+    """The conversions over every 16-bit value: step 1 leaves the code of an integer; offset 0 the sign and NaN."""
+    every = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.bfloat16, torch.float16):
+        x = every.view(dtype).clone()
+        step = torch.linspace(0.01, 3, 65536)
+        compare(emulated, x, x.flip(0), step, None, 0, 0)
