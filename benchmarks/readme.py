@@ -25,23 +25,34 @@ def newest(folder: Path) -> dict[str, Any] | None:
     return found[-1] if found else None
 
 
-def block(result: dict[str, Any]) -> str:
-    """One run as Markdown: what was measured and how, the table, the goals."""
+def shown(case: str) -> bool:
+    """Whether the README has the case; it leaves out what says the same again, and the result file has all."""
+    return not case.startswith("resnet50/") and (not case.startswith("size/") or case.endswith("/fp32/tensor"))
+
+
+def block(result: dict[str, Any], image: str = "") -> str:
+    """One run as Markdown: what was measured and how, the table, the goals, the plot."""
     titles = report.headers()
     rows = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
-    rows += ["| " + " | ".join(cells) + " |" for cells in report.lines(result)]
+    rows += ["| " + " | ".join(cells) + " |" for cells in report.lines(result) if shown(cells[0])]
     words = {True: "met", False: "**not met**", None: "not measured"}
     goals = ["| goal | worst case | |", "|---|---|---|"]
     for v in report.verdicts(result):
         worst = "" if v.worst is None else f"{v.worst:.2f} (goal {v.needed:.2f}), {v.case}"
         goals.append(f"| {v.goal} | {worst} | {words[v.met]} |")
-    return "\n\n".join([*report.notes(result), "\n".join(rows), "\n".join(goals)])
+    return "\n\n".join([*report.notes(result), "\n".join(rows), "\n".join(goals), *([f"![{result['name']}]({image})"] if image else [])])
+
+
+def image(result: dict[str, Any], folder: Path) -> str:
+    """The plot beside a committed result, as the README links it; empty if there is none."""
+    path = folder / f"{result['name']}.png"
+    return path.relative_to(results.ROOT).as_posix() if path.exists() and path.is_relative_to(results.ROOT) else ""
 
 
 def readme(text: str, folder: Path = results.FOLDER) -> str:
     """``text`` with its block generated from the newest CPU run and the newest GPU run; the markers are added if absent."""
-    runs = [run for run in (newest(folder), newest(folder / "gpu")) if run is not None]
-    body = "\n\n".join(block(run) for run in runs) if runs else "Not measured yet: `make bench`."
+    runs = [(run, where) for where in (folder, folder / "gpu") if (run := newest(where)) is not None]
+    body = "\n\n".join(block(run, image(run, where)) for run, where in runs) if runs else "Not measured yet: `make bench`."
     if BEGIN not in text or END not in text:
         text = f"{text.rstrip()}\n\n## Speed\n\n{BEGIN}\n{END}\n"
     before, rest = text.split(BEGIN, 1)

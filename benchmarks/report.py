@@ -202,7 +202,8 @@ def plot(result: dict[str, Any], path: Path) -> bool:
         if points:
             left.plot(*zip(*points, strict=True), marker="o", label=provider)
     left.set(xscale="log", yscale="log", xlabel="elements", ylabel="microseconds", title="LSQ forward + backward, fp32, per tensor")
-    left.legend()
+    if left.lines:
+        left.legend()
     left.grid(alpha=0.3)
     bars = [(c.name, p) for c, p in known if c.family in ("weight", "activation")] or list(grouped.items())
     baselines = ("eager", "compiled", "core")

@@ -1,0 +1,158 @@
+"""``python -m benchmarks`` and ``python -m benchmarks.gpu``: planning, resuming, what is generated from their files."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_results import benchmark, part, row, stage, unavailable
+
+from benchmarks import gpu, readme, results
+from benchmarks.__main__ import positive
+from benchmarks.registry import cases
+
+pytestmark = pytest.mark.source
+
+
+def test_the_generated_files_are_true() -> None:
+    assert readme.main(["--check"]) == 0, "run: python -m benchmarks.readme"
+
+
+def test_readme_block_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    empty = readme.readme("# A\n\ntext\n", tmp_path)
+    assert empty.startswith("# A\n\ntext\n\n## Speed\n") and "Not measured yet" in empty
+    case = "size/4x256/fp32/tensor"
+    results.write(benchmark([row(case, "compiled", 30.0), row(case, "fastq-cpu", 10.0)]), tmp_path)
+    again = readme.readme(empty + "\nafter\n", tmp_path)
+    assert "Not measured yet" not in again and again.endswith("\nafter\n") and again.startswith("# A\n\ntext\n")
+    assert "| size/4x256/fp32/tensor | 10.0 | - | 3.00x |" in again
+    assert readme.readme(again, tmp_path) == again
+
+
+def test_quick_and_dry_runs_are_not_shown(tmp_path: Path) -> None:
+    results.write(benchmark([], quick=True, name="a"), tmp_path)
+    results.write(benchmark([], dry=True, name="b"), tmp_path)
+    assert readme.newest(tmp_path) is None
+
+
+def test_pending_is_the_registry_minus_what_ran(tmp_path: Path) -> None:
+    nothing = readme.pending(tmp_path)
+    assert f"{len(cases()) * 6 * 3} of {len(cases()) * 6 * 3} measurements" in nothing and "- cuda racecheck\n" in nothing
+    case = cases()[0].name
+    rows = [row(case, "fastq-cuda", 10.0, "cuda"), unavailable(case, "fastq-triton", "cuda"), row(case, "eager", 10.0, "cpu")]
+    results.write(benchmark(rows, "cuda"), tmp_path)
+    results.write(stage("sanitize", [part("cuda racecheck", "failed"), part("cuda memcheck", "timeout")]), tmp_path)
+    left = readme.pending(tmp_path)
+    assert f"- lsq {case}: eager, compiled, core, fastq-reference, fastq-triton\n" in left
+    assert f"{len(cases()) * 18 - 3} of {len(cases()) * 18} measurements" in left
+    assert "- cuda racecheck\n" not in left and "- cuda memcheck\n" in left  # one that ran out of time has not run
+
+
+def setting(tmp_path: Path, dry: bool = False) -> gpu.Setting:
+    return gpu.Setting(dry, tmp_path)
+
+
+def test_the_plan_covers_both_backends_every_tool_and_every_family(tmp_path: Path) -> None:
+    tests = gpu.parts("test", setting(tmp_path))
+    assert {p.environment["FASTQ_BACKEND"] for p in tests} == {"cuda", "triton"}
+    assert {"cuda tests/ops", "triton tests/ops"} <= {p.name for p in tests}
+    assert len(gpu.names("sanitize")) == 2 * 4
+    assert all(p.command[0] == "compute-sanitizer" for p in gpu.parts("sanitize", setting(tmp_path)))
+    filters = [p.command[p.command.index("--filter") + 1] for p in gpu.parts("bench", setting(tmp_path))]
+    assert all(sum(text in case.name for text in filters) == 1 for case in cases())  # no case twice, none left out
+    with pytest.raises(ValueError, match="unknown stage 'paint'"):
+        gpu.parts("paint", setting(tmp_path))
+
+
+def test_the_dry_plan_needs_no_gpu(tmp_path: Path) -> None:
+    for name in gpu.STAGES:
+        found = gpu.parts(name, setting(tmp_path, dry=True))
+        assert found and all("cuda" not in p.command and p.command[0] == sys.executable for p in found)
+    assert [p.environment.get("TRITON_INTERPRET") for p in gpu.parts("sanitize", setting(tmp_path, dry=True))] == [None, "1"]
+
+
+def script(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_a_stage_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    note = f"open({str(log)!r}, 'a').write"
+    plan = [gpu.Part("good", script(f"{note}('g')")), gpu.Part("bad", script(f"{note}('b'); print('sorry'); raise SystemExit(3)"))]
+    monkeypatch.setattr(gpu, "parts", lambda stage, setting: plan)
+    here = setting(tmp_path, dry=True)
+    assert gpu.run_stage("test", here, limit=60, again=False) == 1
+    record = {p["name"]: p for p in results.read(tmp_path / "test.json")["parts"]}
+    assert record["good"]["status"] == "passed" and record["bad"]["status"] == "failed" and record["bad"]["detail"] == "sorry"
+    assert gpu.run_stage("test", here, limit=60, again=False) == 1
+    assert log.read_text() == "gbb"  # what passed is not run again, what failed is
+    plan[1] = gpu.Part("bad", script(f"{note}('B')"))
+    assert gpu.run_stage("test", here, limit=60, again=False) == 0
+    monkeypatch.setattr(results, "source_digest", lambda: "other sources")
+    assert gpu.run_stage("test", here, limit=60, again=False) == 0
+    assert log.read_text() == "gbbBgB"
+
+
+def test_time_limits_stop_a_part_and_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = "[sys.executable, '-c', 'import time; time.sleep(60)']"
+    sleeper = f"import subprocess, sys; print('before', flush=True); subprocess.run({child})"
+    plan = [gpu.Part("long", script(sleeper)), gpu.Part("next", script("pass"))]
+    monkeypatch.setattr(gpu, "parts", lambda stage, setting: plan)
+    assert gpu.run_stage("sanitize", setting(tmp_path), limit=2.0, again=False) == gpu.UNFINISHED
+    (only,) = results.read(tmp_path / "sanitize.json")["parts"]
+    assert only["status"] == "timeout" and only["seconds"] < 20 and only["detail"] == "before"
+
+
+def test_a_missing_program_is_a_failed_part(tmp_path: Path) -> None:
+    record = gpu.run(gpu.Part("x", ["no-such-program-here"]), setting(tmp_path), 5.0)
+    assert record["status"] == "failed" and "No such file" in record["detail"]
+
+
+def test_benchmark_rows_replace_earlier_ones(tmp_path: Path) -> None:
+    here = setting(tmp_path)
+    result: dict[str, Any] = benchmark([row("a", "eager", 9.0, "cuda"), row("b", "eager", 9.0, "cuda")], "cuda")
+    new = benchmark([row("a", "eager", 5.0, "cuda")], "cuda", name="bench-weight", copy_bytes_per_s=4e12)
+    results.write(new, tmp_path / "parts")
+    gpu.take_rows(result, here, "bench-weight", "abc")
+    assert {r["case"]: r["passes"]["both"]["median_us"] for r in result["rows"]} == {"a": 5.0, "b": 9.0}
+    assert result["copy_bytes_per_s"] == 4e12 and not (tmp_path / "parts").exists()
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    assert [positive(text) for text in ("1000", "64k", "1M")] == [1000, 2**16, 2**20]
+    for text in ("0", "-1", "1G", "many"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a number of elements"):
+            positive(text)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=results.ROOT, env=env, capture_output=True, text=True)
+
+
+def test_wrong_options_say_what_is_right() -> None:
+    done = run("benchmarks", "--filter", "no-such-case")
+    assert done.returncode == 2 and "no case has such a name and size" in done.stderr
+    done = run("benchmarks.gpu", "paint")
+    assert done.returncode == 2 and "unknown stage 'paint'" in done.stderr
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    done = run("benchmarks.gpu", "environment", PATH=str(tmp_path))
+    assert done.returncode == 1 and "make gpu DRY=1" in done.stderr
+    done = run("benchmarks.gpu", "--plan", "sanitize", PATH=str(tmp_path))
+    assert done.returncode == 0 and json.loads(done.stdout)["sanitize"][0]["name"] == "cuda memcheck"
+
+
+def test_a_quick_run_end_to_end(tmp_path: Path) -> None:
+    done = run("benchmarks", "--quick", "--out", str(tmp_path), "--filter", "fp32")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    result = results.read(tmp_path / "quick.json")
+    state = {r["provider"]: r["status"] for r in result["rows"]}
+    assert state["eager"] == state["compiled"] == state["core"] == state["fastq-cpu"] == "ok"
+    assert set(result["environment"]["malloc"]) == set(results.MALLOC)  # it started itself again with the allocator set
+    assert (tmp_path / "quick.png").exists() and "benchmark 'lsq size/4x256/fp32/tensor both'" in done.stdout
