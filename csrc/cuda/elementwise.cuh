@@ -69,7 +69,7 @@ FASTQ_HD Piece<T> load_piece(const T* p) {
 template <class T>
 FASTQ_HD void store_piece(T* p, const Piece<T>& piece) {
 #if defined(__CUDA_ARCH__)
-  *reinterpret_cast<uint4*>(p) = bits_as<uint4>(piece);
+  __stwb(reinterpret_cast<uint4*>(p), bits_as<uint4>(piece));  // an assignment may come out as four stores
 #else
   memcpy(p, &piece, sizeof(piece));
 #endif

@@ -28,7 +28,8 @@ OPS = ("lsq_forward", "lsq_backward")
 
 def build() -> Path:
     """The kernels and their operators as one library; built again when a source has changed."""
-    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc/torch/elementwise.cpp", ROOT / "tests/cuda/emulation.cpp"]
+    kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    sources = [*kernels, ROOT / "csrc/torch/elementwise.cpp", ROOT / "tests/cuda/emulation.cpp"]
     digest = hashlib.sha256(f"{torch.__version__} {FLAGS}".encode())
     for folder in ("cuda", "torch", "methods", "cpu"):
         for path in sorted((ROOT / "csrc" / folder).iterdir()):

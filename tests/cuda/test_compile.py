@@ -1,0 +1,82 @@
+"""What nvcc makes of the CUDA kernels: no spill, no local memory, 16-byte loads, true division, nothing contracted.
+
+By default the float32 kernels for sm_90a; under the marker ``cuda_compile`` every file for every architecture.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from build_flags import ROOT, build_module, compiler
+
+pytestmark = pytest.mark.source
+STORAGES = ("f32", "bf16", "f16", "f64")
+ARCHITECTURES = ("80", "86", "89", "90a")
+EVERY = [(storage, arch) for storage in STORAGES for arch in ARCHITECTURES if (storage, arch) != ("f32", "90a")]
+
+
+def cuobjdump() -> str:
+    """The toolkit's, or the one that comes with triton."""
+    spec = find_spec("triton")
+    inside = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump" if spec and spec.origin else None
+    found = shutil.which("cuobjdump") or (str(inside) if inside and inside.exists() else None)
+    if found is None:
+        pytest.fail("cuobjdump is neither on PATH nor in the triton package")
+    return found
+
+
+def compile_and_check(nvcc: str, storage: str, arch: str, folder: Path) -> None:
+    cubin, ptx = folder / f"{storage}.cubin", folder / f"{storage}.ptx"
+    source, flags = ROOT / "csrc" / "cuda" / f"{storage}.cu", build_module().NVCC_FLAGS
+    target = ["-arch", f"sm_{arch}", "-Werror", "all-warnings"]
+    command = [nvcc, *flags, *target, "-Xptxas", "-v", "--keep", "--keep-dir", str(folder), "-cubin", str(source), "-o", str(cubin)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    entries = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
+    print(f"{storage} sm_{arch}: {len(entries)} kernels, {min(registers)} to {max(registers)} registers")
+    assert len(entries) == len(frames) == len(registers) and len(entries) >= 12
+    assert set(frames) == {("0", "0", "0")}, done.stderr
+
+    text = ptx.read_text()
+    arithmetic = "f64" if storage == "f64" else "f32"
+    divisions = set(re.findall(r"\bdiv\.[a-z.]*f(?:32|64)", text))
+    assert divisions == {f"div.rn.{arithmetic}"}, divisions
+    assert not re.findall(r"\b(?:fma|mad)\.[a-z.]*f(?:32|64)", text), "contracted"
+    assert not re.findall(r"\b[a-z]+\.[a-z.]*ftz[a-z0-9.]*", text), "flushed to zero"
+    assert not re.findall(r"\b[a-z0-9]+\.approx[a-z0-9.]*", text), "approximate"
+    assert not re.findall(r"\b(?:red|atom)\.", text), "an atomic"
+
+    sass = subprocess.run([cuobjdump(), "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    tiles = [part for part in sass.split("Function : ")[1:] if "4Tile" in part.split("\n", 1)[0]]
+    assert len(tiles) == len([entry for entry in entries if "4Tile" in entry])
+    for function in tiles:
+        name = function.split("\n", 1)[0]
+        backward = "ELb1EEEEE" in name
+        loads = len(re.findall(r"LDG\.E\.(?:EF\.)?128", function))
+        # Two pieces of 16-bit elements or four of the others, of x and in the backward pass of g.
+        assert loads == (2 if "16Storage" in name else 4) * (2 if backward else 1), (name, loads)
+        assert len(re.findall(r"STG\.E\.(?:EF\.)?128", function)) == loads // (2 if backward else 1), name
+        assert not re.search(r"\b(?:LDL|STL)\b", function), name
+
+
+def test_float32_for_one_architecture(tmp_path: Path) -> None:
+    if nvcc := compiler():
+        compile_and_check(nvcc, "f32", "90a", tmp_path)
+
+
+@pytest.mark.cuda_compile
+@pytest.mark.parametrize(("storage", "arch"), EVERY)
+def test_every_architecture(storage: str, arch: str, tmp_path: Path) -> None:
+    if nvcc := compiler():
+        compile_and_check(nvcc, storage, arch, tmp_path)

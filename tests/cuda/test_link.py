@@ -1,0 +1,74 @@
+"""The CUDA library, linked against a CUDA torch and loaded beside the CPU library on a machine without a GPU.
+
+``FASTQ_CUDA_PYTHON`` names the Python of the environment with that torch; unset, nothing is built, and what the package
+says about its missing library is checked instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from build_flags import ROOT, build_module, compiler
+
+pytestmark = [pytest.mark.source, pytest.mark.cuda_compile]
+
+REPORT = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import fastq.ops.lsq
+import torch
+names = ("lsq_forward", "lsq_backward")
+def registered(key):
+    return [torch._C._dispatch_has_kernel_for_dispatch_key("fastq::" + name, key) for name in names]
+before = registered("CUDA")
+torch.ops.load_library(sys.argv[2])
+step = torch.tensor([0.5])
+with torch.no_grad():
+    y = torch.ops.fastq.lsq_forward(torch.tensor([0.8]), step, None, -8, 7, -1, 0, 1e-8).tolist()
+print(json.dumps({"torch": torch.__version__, "before": before, "CPU": registered("CPU"), "CUDA": registered("CUDA"), "y": y}))
+"""
+
+
+def test_loads_and_registers_without_a_gpu(tmp_path: Path) -> None:
+    python, nvcc = os.environ.get("FASTQ_CUDA_PYTHON"), compiler()
+    if python is None and os.environ.get("FASTQ_REQUIRE_CUDA") == "1":
+        pytest.fail("FASTQ_REQUIRE_CUDA=1, but FASTQ_CUDA_PYTHON names no Python with a CUDA torch")
+    if python is None or nvcc is None:
+        return
+    setup = build_module()
+    torch = setup.Torch.of(python)
+    assert torch is not None and torch.cuda is not None, f"{python} has no CUDA torch"
+    toolkit = Path(nvcc).resolve().parents[1]
+    objects = []
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        objects.append(str(tmp_path / f"{source.stem}.cu.o"))
+        flags = [*setup.NVCC_FLAGS, *setup.architectures("9.0a+PTX")]
+        subprocess.run([nvcc, *flags, "-c", str(source), "-o", objects[-1]], check=True)
+    for name in ("elementwise", "cuda", "register_cuda"):
+        objects.append(str(tmp_path / f"{name}.o"))
+        flags = [*setup.CXX_FLAGS, *setup.TORCH_FLAGS, "-DUSE_CUDA"]
+        includes = ["-isystem", str(torch.folder / "include"), "-isystem", str(toolkit / "include")]
+        source = ROOT / "csrc" / "torch" / f"{name}.cpp"
+        subprocess.run([os.environ.get("CXX", "g++"), *flags, *includes, "-c", str(source), "-o", objects[-1]], check=True)
+    library = tmp_path / "libfastq_cuda.so"
+    libraries = [f"-L{torch.folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", "-lc10"]
+    subprocess.run([nvcc, "-shared", "-cudart", "static", *objects, *libraries, "-o", str(library)], check=True)
+
+    done = subprocess.run([python, "-c", REPORT, str(ROOT), str(library)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["torch"] == torch.version
+    assert report["CPU"] == report["CUDA"] == [True, True]
+    assert report["y"] == [1.0]  # the CPU library goes on serving CPU tensors: 0.8 / 0.5 = 1.6, code 2
+
+    symbols = subprocess.run(["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in symbols.splitlines() if "fastq" in line], "a symbol that could clash with libfastq.so"
+    needed = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
+    assert "libcudart" not in needed
