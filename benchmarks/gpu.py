@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [environment|build|test|sanitize|bench]...    (default: all, in this order)
 
 A stage runs its parts one after another and writes ``results/gpu/STAGE.json`` after each. A part that has passed on these
-sources is not run again, so after a time limit (``--limit``, 9.5 minutes per stage) the same command continues; it exits
+sources is not run again, so after a time limit (``--limit``, 9.5 minutes) the same command continues; it exits
 with 75 while something is left, with 1 if a part failed, with 0 when all is done. ``--dry`` runs every stage without a GPU:
 CPU kernels in place of CUDA, Triton's interpreter, small sizes; its results go to ``build/gpu-dry`` and are checked for
 their schema.
@@ -30,7 +30,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ STAGES = ("environment", "build", "test", "sanitize", "bench")
 #: Tests of the build and of this harness: they look at neither backend.
 LEFT_OUT = ("build", "benchmarks")
 UNFINISHED = 75  # EX_TEMPFAIL: run the same command again
+ENOUGH = 0.25  # of a short limit: a part is started with 20 seconds, or this share of the limit, at hand
 FOUND = 86  # what compute-sanitizer exits with when it found something
 
 
@@ -99,10 +99,15 @@ def parts(stage: str, setting: Setting) -> list[Part]:
         packages = Part("pip list", [python, "-m", "pip", "list", "--disable-pip-version-check"])
         return [report, packages] if setting.dry else [*tools, report, packages]
     if stage == "build":
-        where = ["--build-lib", str(setting.folder / "lib")] if setting.dry else ["--inplace"]
         arch = os.environ.get("TORCH_CUDA_ARCH_LIST") or capability()
         must = {} if setting.dry else {"FASTQ_BUILD_CUDA": "1", **({"TORCH_CUDA_ARCH_LIST": arch} if arch else {})}
-        return [Part("setup.py build_ext", [python, "setup.py", "-q", "build_ext", *where], must)]
+        if setting.dry:
+            command = [python, "setup.py", "-q", "build_ext", "--build-lib", str(setting.folder / "lib")]
+        else:  # in place, for this Python: what is not there cannot be fetched, and all that the build needs is said by name
+            pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-index"]
+            command = [*pip, "--no-build-isolation", "--no-deps", "-v", "-e", "."]
+            must["PIP_BREAK_SYSTEM_PACKAGES"] = "1"
+        return [Part("native libraries", command, must)]
     if stage == "test":
         return [
             Part(f"{backend} {name}", [python, "-m", "pytest", "-q", name], setting.backend(backend))
@@ -173,7 +178,7 @@ def earlier(stage: str, setting: Setting) -> dict[str, Any]:
     kind = "benchmark" if stage == "bench" else stage
     more: dict[str, Any] = {"parts": []}
     if stage == "bench":
-        more |= {"device": "cpu" if setting.dry else "cuda", "quick": setting.dry, "copy_bytes_per_s": None, "rows": []}
+        more |= {"device": "cpu" if setting.dry else "cuda", "quick": setting.dry, "copy_bytes_per_s": None, "load": 0.0, "rows": []}
     result = results.new(kind, stage, setting.dry, **more)
     path = setting.folder / f"{stage}.json"
     if path.exists():
@@ -182,12 +187,12 @@ def earlier(stage: str, setting: Setting) -> dict[str, Any]:
         except results.BrokenResult as error:
             print(f"{error}; starting that stage anew")
         else:
-            result |= {key: before[key] for key in ("parts", "rows", "copy_bytes_per_s") if key in before}
+            result |= {key: before[key] for key in ("parts", "rows", "copy_bytes_per_s", "load") if key in before}
     return result
 
 
 def run_stage(stage: str, setting: Setting, limit: float, again: bool) -> int:
-    """Run what has not passed on these sources yet. 0 all done, 1 something failed, 75 time ran out."""
+    """Run what has not passed on these sources yet, within ``limit`` seconds. 0 all done, 1 something failed, 75 time ran out."""
     end = time.monotonic() + limit
     result = earlier(stage, setting)
     source = result["environment"]["source"]
@@ -199,7 +204,7 @@ def run_stage(stage: str, setting: Setting, limit: float, again: bool) -> int:
     failed, finished = [], 0
     for part in todo:
         left = end - time.monotonic()
-        if left < min(20.0, limit / 4):
+        if left < min(20.0, ENOUGH * limit):
             break
         record = {**run(part, setting, left), "source": source}
         finished += 1
@@ -226,6 +231,7 @@ def take_rows(result: dict[str, Any], setting: Setting, name: str, source: str) 
     new = {(row["method"], row["case"], row["provider"]) for row in part["rows"]}
     kept = [row for row in result["rows"] if (row["method"], row["case"], row["provider"]) not in new]
     result["rows"] = kept + [{**row, "source": source} for row in part["rows"]]
+    result["load"] = max(result["load"], part["load"])
     result["copy_bytes_per_s"] = part["copy_bytes_per_s"] or result["copy_bytes_per_s"]
     shutil.rmtree(setting.folder / "parts")
 
@@ -246,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__, formatter_class=raw)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--dry", action="store_true", help="every stage without a GPU; nothing is committed")
-    parser.add_argument("--limit", type=float, default=570.0, metavar="SECONDS", help="per stage (default %(default)s)")
+    parser.add_argument("--limit", type=float, default=570.0, metavar="SECONDS", help="of the stages named, together; of each, if none is (default %(default)s)")
     parser.add_argument("--again", action="store_true", help="also what has passed before")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels to install first (no network is used)")
     parser.add_argument("--plan", action="store_true", help="print the parts as JSON and run none")
@@ -264,8 +270,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("no NVIDIA GPU answers nvidia-smi here; `make gpu DRY=1` runs every stage without one", file=sys.stderr)
         return 1
     setting = Setting(args.dry, folder, install(args.wheels) if args.wheels else None)
-    run_one: Callable[[str], int] = lambda stage: run_stage(stage, setting, args.limit, args.again or args.dry)  # noqa: E731
-    codes = {stage: run_one(stage) for stage in stages}
+    codes: dict[str, int] = {}
+    start = time.monotonic()
+    for stage in stages:
+        limit = args.limit - (time.monotonic() - start if args.stages else 0.0)
+        codes[stage] = run_stage(stage, setting, limit, args.again or args.dry)
     for stage in stages:
         path = folder / f"{stage}.json"
         if path.exists():

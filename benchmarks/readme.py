@@ -40,7 +40,8 @@ def block(result: dict[str, Any], image: str = "") -> str:
     for v in report.verdicts(result):
         worst = "" if v.worst is None else f"{v.worst:.2f} (goal {v.needed:.2f}), {v.case}"
         goals.append(f"| {v.goal} | {worst} | {words[v.met]} |")
-    return "\n\n".join([*report.notes(result), "\n".join(rows), "\n".join(goals), *([f"![{result['name']}]({image})"] if image else [])])
+    plot = [f"![{result['name']}]({image})"] if image else []
+    return "\n\n".join([*report.notes(result), "\n".join(rows), "\n".join(goals), *plot])
 
 
 def image(result: dict[str, Any], folder: Path) -> str:

@@ -137,6 +137,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         f"Medians of forward + backward, providers in turns within one run; {how}. Columns eager, compiled, core: how many times "
         "fastq's time they take; saved, peak: bytes as multiples of the input's.",
     ]
+    if result["load"] > 0.5:
+        found.append(f"The machine was busy (load average {result['load']:.1f} at the start): small sizes are not to be trusted.")
     if result.get("copy_bytes_per_s"):
         found.append(f"Copy bandwidth measured: {result['copy_bytes_per_s'] / 1e9:.0f} GB/s.")
     reasons: dict[tuple[str, str], list[str]] = {}

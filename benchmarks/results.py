@@ -25,7 +25,7 @@ KINDS = ("benchmark", "environment", "build", "test", "sanitize")
 #: glibc keeps freed pages with these. Without them a large result is new pages every time, and their faults are all one sees.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
 
-_TEXT, _NUMBER, _FLAG, _MAYBE = (str,), (int, float), (bool,), (str, type(None))
+_TEXT, _NUMBER, _FLAG, _MAYBE, _SPEED = (str,), (int, float), (bool,), (str, type(None)), (int, float, type(None))
 _ENVIRONMENT: dict[str, tuple[type, ...]] = {
     "fastq": _MAYBE, "torch": _MAYBE, "triton": _MAYBE, "numpy": _MAYBE, "python": _TEXT, "system": _TEXT, "cpu": _TEXT,
     "cores": (int,), "isa": _MAYBE, "threads": (int, type(None)), "gpu": _MAYBE, "cuda": _MAYBE, "commit": _MAYBE,
@@ -81,7 +81,7 @@ def validate(result: Any) -> dict[str, Any]:
             _one_of(f"parts[{i}]: status", part["status"], PART_STATUS)
     if result["kind"] != "benchmark":
         return result
-    _fields("result", result, {"rows": (list,), "device": _TEXT, "quick": _FLAG, "copy_bytes_per_s": (int, float, type(None))})
+    _fields("result", result, {"rows": (list,), "device": _TEXT, "quick": _FLAG, "copy_bytes_per_s": _SPEED, "load": _NUMBER})
     for i, row in enumerate(result["rows"]):
         _row(f"rows[{i}]", row)
     return result

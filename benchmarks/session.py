@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class Session:
         self.args = args
         self.rows: list[dict[str, Any]] = []
         self.plan = plan(args)
+        self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # what others do, before this run adds to it
         self.copy = measure.copy_bandwidth("cuda") if args.device == "cuda" else None
         self.budget = min(args.budget, 0.2) if args.quick else args.budget
 
@@ -34,7 +36,7 @@ class Session:
     def result(self) -> dict[str, Any]:
         args = self.args
         name = args.name or ("quick" if args.quick else args.device)
-        more = {"device": args.device, "quick": args.quick, "copy_bytes_per_s": self.copy, "rows": self.rows}
+        more = {"device": args.device, "quick": args.quick, "copy_bytes_per_s": self.copy, "load": self.load, "rows": self.rows}
         return results.validate(results.new("benchmark", name, **more))
 
     def folder(self) -> Path:

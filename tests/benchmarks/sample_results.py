@@ -28,7 +28,7 @@ def unavailable(case: str, provider: str, device: str = "cpu") -> dict[str, Any]
 def benchmark(rows: list[dict[str, Any]], device: str = "cpu", **more: Any) -> dict[str, Any]:
     return {
         "schema": 1, "kind": "benchmark", "name": "sample", "created": "2026-01-02T03:04:05+00:00", "dry": False, "quick": False,
-        "environment": dict(ENVIRONMENT), "device": device, "copy_bytes_per_s": None, "rows": rows, **more,
+        "environment": dict(ENVIRONMENT), "device": device, "copy_bytes_per_s": None, "load": 0.0, "rows": rows, **more,
     }  # fmt: skip
 
 
