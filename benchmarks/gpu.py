@@ -178,7 +178,8 @@ def earlier(stage: str, setting: Setting) -> dict[str, Any]:
     kind = "benchmark" if stage == "bench" else stage
     more: dict[str, Any] = {"parts": []}
     if stage == "bench":
-        more |= {"device": "cpu" if setting.dry else "cuda", "quick": setting.dry, "copy_bytes_per_s": None, "load": 0.0, "rows": []}
+        more |= {"device": "cpu" if setting.dry else "cuda", "quick": setting.dry, "rows": []}
+        more |= {"copy_bytes_per_s": None, "load": 0.0}
     result = results.new(kind, stage, setting.dry, **more)
     path = setting.folder / f"{stage}.json"
     if path.exists():
@@ -252,7 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__, formatter_class=raw)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--dry", action="store_true", help="every stage without a GPU; nothing is committed")
-    parser.add_argument("--limit", type=float, default=570.0, metavar="SECONDS", help="of the stages named, together; of each, if none is (default %(default)s)")
+    parser.add_argument("--limit", type=float, default=570.0, metavar="SECONDS",
+                        help="of the stages named, together; of each, if none is (default %(default)s)")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="also what has passed before")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels to install first (no network is used)")
     parser.add_argument("--plan", action="store_true", help="print the parts as JSON and run none")
