@@ -18,14 +18,22 @@ if TYPE_CHECKING:
     from .dispatch import backends as backends
     from .dispatch import supports as supports
     from .dispatch import use_backend as use_backend
+    from .ops.affine import _fake_quantize_learnable_per_channel_affine as _fake_quantize_learnable_per_channel_affine
+    from .ops.affine import _fake_quantize_learnable_per_tensor_affine as _fake_quantize_learnable_per_tensor_affine
+    from .ops.affine import fake_quantize_per_channel_affine as fake_quantize_per_channel_affine
+    from .ops.affine import fake_quantize_per_tensor_affine as fake_quantize_per_tensor_affine
     from .ops.lsq import lsq as lsq
 
 __version__ = "0.1.0"
 
 #: What is public, and the submodule it comes from; the submodules themselves stand below.
 _FUNCTIONS = {
+    "_fake_quantize_learnable_per_channel_affine": "ops",
+    "_fake_quantize_learnable_per_tensor_affine": "ops",
     "backends": "dispatch",
     "convert": "deploy",
+    "fake_quantize_per_channel_affine": "ops",
+    "fake_quantize_per_tensor_affine": "ops",
     "load": "deploy",
     "lsq": "ops",
     "prepare": "recipes",

@@ -1,5 +1,6 @@
 """The ``torch.autograd.Function`` of every quantizer, for those who build their own ops on them."""
 
+from .ops.affine import FakeQuantizeAffine
 from .ops.lsq import LSQ
 
-__all__ = ["LSQ"]
+__all__ = ["LSQ", "FakeQuantizeAffine"]

@@ -20,12 +20,14 @@ def set_checks(enabled: bool) -> None:
     _enabled = bool(enabled)
 
 
-def check_values(op: str, x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None) -> None:
+def check_values(
+    op: str, x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None, names: tuple[str, str] = ("step", "offset")
+) -> None:
     """In the checking mode, raise ``ValueError`` on the values it refuses."""
     if not _enabled:
         return
     if not bool((step.isfinite() & (step > 0)).all()):
-        raise ValueError(f"{op}: step must be positive and finite everywhere, got {step.detach().flatten()[:8].tolist()}")
-    for name, t in (("x", x), ("offset", offset)):
+        raise ValueError(f"{op}: {names[0]} must be positive and finite everywhere, got {step.detach().flatten()[:8].tolist()}")
+    for name, t in (("x", x), (names[1], offset)):
         if t is not None and bool(t.isnan().any()):
             raise ValueError(f"{op}: {name} holds NaN ({int(t.isnan().sum())} of {t.numel()} elements)")

@@ -1,4 +1,5 @@
 // The CPU loops of every method for one instruction set: compiled once for each, with FASTQ_ISA naming it.
+#include "../methods/affine.h"
 #include "../methods/lsq.h"
 #include "elementwise.h"
 
@@ -25,6 +26,9 @@ void each_method(const Call& c, Body body) {
   switch (c.method) {
     case Method::lsq: return each_dtype<LSQ<false>>(c, body);
     case Method::lsq_offset: return each_dtype<LSQ<true>>(c, body);
+    case Method::affine: return each_dtype<Affine<Learns::nothing>>(c, body);
+    case Method::affine_per_tensor: return each_dtype<Affine<Learns::per_tensor>>(c, body);
+    case Method::affine_per_channel: return each_dtype<Affine<Learns::per_channel>>(c, body);
   }
 }
 

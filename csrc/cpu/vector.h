@@ -37,6 +37,21 @@ struct Splat<F64> {
   FASTQ_HD static F64 of(double value) { return value - F64{}; }
 };
 
+typedef double D32 __attribute__((vector_size(2 * FASTQ_VECTOR_BYTES)));  // as many doubles as F32 has floats
+
+template <>
+struct Fused<F32> {
+  FASTQ_HD static F32 of(F32 x, F32 y, F32 z) {
+    const D32 wide =
+        __builtin_convertvector(x, D32) * __builtin_convertvector(y, D32) + __builtin_convertvector(z, D32);
+    return __builtin_convertvector(wide, F32);
+  }
+};
+template <>
+struct Fused<F64> {
+  FASTQ_HD static F64 of(F64 x, F64 y, F64 z) { return x * y + z; }
+};
+
 template <class V, class T>
 FASTQ_HD V load_bits(const T* p) {
   V v;

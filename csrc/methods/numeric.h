@@ -67,6 +67,13 @@ FASTQ_HD V round_clipped(V c, double) {
   return (c + 6755399441055744.0) - 6755399441055744.0;
 }
 
+// x * y + z with fp32's one rounding of a fused multiply-add, the same on machines that have none: the product is exact
+// in fp64. (What is left is fp64's rounding of the sum, which reaches the fp32 result about once in 2^26 close calls.)
+template <class V>
+struct Fused {
+  FASTQ_HD static V of(V x, V y, V z) { return V(double(x) * double(y) + double(z)); }
+};
+
 // NaN where v is NaN, else 0.
 template <class V, class F>
 FASTQ_HD V nan_of(V v, F) {

@@ -1,5 +1,17 @@
-"""The quantizer ops, one file per method: public function, autograd Function, operator schemas."""
+"""The public ops. Each file: the public function, its ``torch.autograd.Function``, the operators' schemas and fakes."""
 
+from .affine import (
+    _fake_quantize_learnable_per_channel_affine,
+    _fake_quantize_learnable_per_tensor_affine,
+    fake_quantize_per_channel_affine,
+    fake_quantize_per_tensor_affine,
+)
 from .lsq import lsq
 
-__all__ = ["lsq"]
+__all__ = [
+    "_fake_quantize_learnable_per_channel_affine",
+    "_fake_quantize_learnable_per_tensor_affine",
+    "fake_quantize_per_channel_affine",
+    "fake_quantize_per_tensor_affine",
+    "lsq",
+]

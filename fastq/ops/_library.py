@@ -23,6 +23,23 @@ def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
         torch.library.register_fake(f"{space}::{name}", fake, lib=library)
 
 
+class BackwardOnce(torch.autograd.Function):
+    """``BackwardOnce.apply(op, run, *arguments)``: a backward pass under ``create_graph=True``.
+
+    It computes, and refuses to be differentiated again, where plain operators would give silent zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, op: str, run: Callable[..., Any], *arguments: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.op = op
+        return run(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(f"{ctx.op}: double backward is not defined: the straight-through gradient is not a derivative")
+
+
 def refuse_grad_mode(name: str) -> None:
     """What the native kernels do as well: a private operator under grad mode is a gradient lost, so it raises."""
     if torch.is_grad_enabled():

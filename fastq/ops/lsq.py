@@ -67,19 +67,6 @@ def _run_backward(backend: str, g: Any, x: Any, step: Any, offset: Any, argument
     return dx, dstep, None if offset is None else doffset
 
 
-class _LSQBackward(torch.autograd.Function):
-    """The backward pass under ``create_graph=True``: it computes, and refuses to be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Any, x: Any, step: Any, offset: Any, backend: str, arguments: Any) -> Any:
-        ctx.set_materialize_grads(False)
-        return _run_backward(backend, g, x, step, offset, arguments)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError("lsq: double backward is not defined: the straight-through gradient is not a derivative")
-
-
 class LSQ(torch.autograd.Function):
     """``LSQ.apply(x, step, offset, qmin, qmax, axis, group_size, boundary, grad_scale, offset_grad_scale, eps)``.
 
@@ -112,7 +99,9 @@ class LSQ(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, step, offset = ctx.saved_tensors
         if torch.is_grad_enabled():
-            dx, dstep, doffset = _LSQBackward.apply(g, x, step, offset, ctx.backend, ctx.arguments)
+            dx, dstep, doffset = _library.BackwardOnce.apply(
+                "lsq", _run_backward, ctx.backend, g, x, step, offset, ctx.arguments
+            )
         else:
             dx, dstep, doffset = _run_backward(ctx.backend, g, x, step, offset, ctx.arguments)
         return dx, dstep, doffset, None, None, None, None, None, None, None, None

@@ -1,5 +1,18 @@
 """Every quantizer in plain PyTorch, one file per method. Tests and benchmarks compare everything else with these."""
 
+from .affine import (
+    _fake_quantize_learnable_per_channel_affine,
+    _fake_quantize_learnable_per_tensor_affine,
+    fake_quantize_per_channel_affine,
+    fake_quantize_per_tensor_affine,
+)
 from .lsq import lsq, lsq_surrogate
 
-__all__ = ["lsq", "lsq_surrogate"]
+__all__ = [
+    "_fake_quantize_learnable_per_channel_affine",
+    "_fake_quantize_learnable_per_tensor_affine",
+    "fake_quantize_per_channel_affine",
+    "fake_quantize_per_tensor_affine",
+    "lsq",
+    "lsq_surrogate",
+]

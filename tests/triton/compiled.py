@@ -66,8 +66,8 @@ def describe(compiled: Any) -> dict[str, Any]:
 
 def main(capability: int, storages: list[str]) -> None:
     report = {}
-    for method in methods():
-        for storage in storages:
+    for number, method in enumerate(methods()):
+        for storage in storages[: 4 if number < 2 else 2]:  # storage is the skeleton's affair: all four dtypes for two methods
             arithmetic = "fp64" if storage == "fp64" else "fp32"
             F = STORAGE[storage]
             parameters = tuple(f"*{arithmetic}" for _ in range(method.parameters))

@@ -1,15 +1,18 @@
-"""Runs the checks of LSQ on Triton's interpreter and prints the reports. A program of its own: the interpreter must be chosen
-before Triton is imported."""
+"""Runs the checks of every method on Triton's interpreter and prints the reports.
+
+A program of its own: the interpreter must be chosen before Triton is imported.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from affine_cases import AFFINE_CASES, affine, affine_reference
 from lsq_cases import lsq, lsq_cases, reference
 
 import fastq
-from fastq.testing import check_quantizer
+from fastq.testing import check_quantizer, same_bits
 
 
 def operators() -> list[tuple[Any, tuple[Any, ...]]]:
@@ -30,6 +33,17 @@ def main() -> None:
             )  # fmt: skip
             print(report)
             print(len(report.results), "results")
+        report = check_quantizer(affine, affine_reference, AFFINE_CASES, threads=(1,), large=9000, name="triton affine")
+        print(report)
+        print(len(report.results), "results")
+        x = torch.tensor([float("nan"), 30.0, -30.0, 0.31], requires_grad=True)
+        ours = fastq.fake_quantize_per_tensor_affine(x, 0.1, 2, -8, 7)
+        (dx,) = torch.autograd.grad(ours, x, torch.ones(4))
+        with fastq.use_backend("reference"):
+            want = fastq.fake_quantize_per_tensor_affine(x, 0.1, 2, -8, 7)
+            (dwant,) = torch.autograd.grad(want, x, torch.ones(4))
+        if not same_bits(ours, want) or not same_bits(dx, dwant):
+            raise SystemExit(f"fixed affine: {ours} {dx} where {want} {dwant} was expected")
 
 
 if __name__ == "__main__":

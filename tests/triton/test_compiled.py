@@ -25,6 +25,7 @@ def test_every_method_dtype_and_tile_is_compiled(report: dict[str, dict]) -> Non
 
 
 def test_division_is_rounded_to_nearest(report: dict[str, dict]) -> None:
+    # The affine operators divide once a parameter, in `prepare`; every other kernel once an element.
     wrong = {name: facts["divisions"] for name, facts in report.items() if set(facts["divisions"]) - {"div.rn.f32", "div.rn.f64"}}
     assert wrong == {}
     assert all(facts["divisions"] for name, facts in report.items() if "finish" not in name)
