@@ -24,7 +24,7 @@ from fastq.testing import same_bits
 
 from .registry import PASSES, PROVIDERS, Call, Case, Method, Provider, traffic
 
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x and step, which require gradients, and g
+Tensors = tuple[tuple[torch.Tensor, ...], torch.Tensor]  # x and the parameters, which require gradients; and g
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Bound:
 
 
 def step(fn: Call, tensors: Tensors) -> tuple[torch.Tensor, ...]:
-    """Forward and backward once: ``y, dx, dstep``."""
-    x, p, g = tensors
-    y = fn(x, p)
-    return (y, *torch.autograd.grad(y, (x, p), g))
+    """Forward and backward once: ``y``, ``dx`` and the gradients of the parameters."""
+    inputs, g = tensors
+    y = fn(*inputs)
+    return (y, *torch.autograd.grad(y, inputs, g))
 
 
 # Is it right?
 
 
 def check(case: Case, got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...], g: torch.Tensor, exact: bool) -> str:
-    """Empty if ``(y, dx, dstep)`` agrees with the reference's, else what differs.
+    """Empty if ``y``, ``dx`` and the parameters' gradients agree with the reference's, else what differs.
 
     ``exact`` wants the bits of ``y`` and ``dx``. The others may round ``x / s`` in another way (core multiplies by 1/s),
     which moves elements next to a tie or a clip edge by one code: at most one in 10,000. The rest agrees to 4 roundings.
@@ -69,13 +69,13 @@ def check(case: Case, got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, .
         moved += off
     # Two sums of n terms of at most |g| * 8, 128 in a row and a tree over the rest; a moved element changes its term by
     # no more than |g| * 8 too.
-    a, b = got[2], want[2]
     axis, group = case.keywords.get("axis", -1), case.keywords.get("group_size", 0)
-    n = case.elements // b.numel()
-    magnitude = sum_to_parameter(g.abs().float() * 8, b, axis, group)
-    bound = 2 * (128 + math.log2(n)) * torch.finfo(torch.float32).eps * magnitude + moved * 8 * g.abs().max().float()
-    if not bool(((a - b).abs() <= bound).all()):
-        return f"dstep is off by {float((a - b).abs().max()):.3g}, more than {float(bound.min()):.3g}"
+    for i, (a, b) in enumerate(zip(got[2:], want[2:], strict=True)):
+        magnitude = sum_to_parameter(g.abs().float() * 8, b, axis, group)
+        roundings = 2 * (128 + math.log2(case.elements // b.numel()))
+        bound = roundings * torch.finfo(torch.float32).eps * magnitude + moved * 8 * g.abs().max().float()
+        if not bool(((a - b).abs() <= bound).all()):
+            return f"gradient of parameter {i} is off by {float((a - b).abs().max()):.3g}, more than {float(bound.min()):.3g}"
     return ""
 
 
@@ -94,13 +94,13 @@ def saved_bytes(fn: Call, tensors: Tensors) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        fn(*tensors[:2])
+        fn(*tensors[0])
     return sum(kept.values())
 
 
 def peak_bytes(fn: Call, tensors: Tensors) -> int:
     """The most bytes allocated at once by forward and backward, results included, beyond the inputs."""
-    if tensors[0].is_cuda:
+    if tensors[1].is_cuda:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -124,7 +124,7 @@ def peak_bytes(fn: Call, tensors: Tensors) -> int:
 
 def cpu_rounds(functions: dict[str, Bound], tensors: Tensors, budget: float, most: int = 200) -> dict[str, dict[str, list[float]]]:
     """Seconds of each pass, per provider and round. One loop gives all three: the clock is read before, between and after."""
-    x, p, g = tensors
+    inputs, g = tensors
     clock, grad = time.perf_counter_ns, torch.autograd.grad
 
     def calls(bound: Bound, count: int) -> tuple[float, float]:
@@ -132,9 +132,9 @@ def cpu_rounds(functions: dict[str, Bound], tensors: Tensors, budget: float, mos
         with bound.backend():
             for _ in range(count):
                 start = clock()
-                y = fn(x, p)
+                y = fn(*inputs)
                 middle = clock()
-                grad(y, (x, p), g)
+                grad(y, inputs, g)
                 end = clock()
                 forward += middle - start
                 backward += end - middle
@@ -167,7 +167,7 @@ Launch = tuple[Callable[[], Any], Callable[[Any], Any]]  # what comes before the
 
 def captured(bound: Bound, tensors: Tensors) -> dict[str, Launch]:
     """The three passes of a provider as replays of CUDA graphs on static tensors; raises where it cannot be captured."""
-    x, p, g = tensors
+    inputs, g = tensors
     side, fn = torch.cuda.Stream(), bound.fn
     side.wait_stream(torch.cuda.current_stream())
     with bound.backend():
@@ -178,10 +178,10 @@ def captured(bound: Bound, tensors: Tensors) -> dict[str, Launch]:
         torch.cuda.synchronize()
         graphs = {which: torch.cuda.CUDAGraph() for which in PASSES}
         with torch.cuda.graph(graphs["forward"], stream=side):
-            y = fn(x, p)
+            y = fn(*inputs)
         # What forward saved stays in its graph's own memory pool, so this one can be replayed any number of times.
         with torch.cuda.graph(graphs["backward"], stream=side):
-            gradients = torch.autograd.grad(y, (x, p), g)
+            gradients = torch.autograd.grad(y, inputs, g)
         with torch.cuda.graph(graphs["both"], stream=side):
             results = step(fn, tensors)
     alive = (y, gradients, results)
@@ -190,11 +190,11 @@ def captured(bound: Bound, tensors: Tensors) -> dict[str, Launch]:
 
 def launched(bound: Bound, tensors: Tensors) -> dict[str, Launch]:
     """The three passes as plain calls, for a provider that synchronises and so cannot be captured."""
-    x, p, g = tensors
+    inputs, g = tensors
     fn = bound.fn
     return {
-        "forward": (lambda: None, lambda _: fn(x, p)),
-        "backward": (lambda: fn(x, p), lambda y: torch.autograd.grad(y, (x, p), g)),
+        "forward": (lambda: None, lambda _: fn(*inputs)),
+        "backward": (lambda: fn(*inputs), lambda y: torch.autograd.grad(y, inputs, g)),
         "both": (lambda: None, lambda _: step(fn, tensors)),
     }
 
@@ -293,8 +293,8 @@ def run_case(
     """
     torch._dynamo.reset()
     rows: list[dict[str, Any]] = []
-    x, g, p = case.tensors(device)
-    tensors: Tensors = (x.requires_grad_(), p.requires_grad_(), g)
+    x, g, steps = case.tensors(device)
+    tensors: Tensors = (tuple(t.requires_grad_() for t in (x, *method.parameters(steps))), g)
     want = {b: step(method.reference(case, b), tensors) for b in {provider.boundary for provider in PROVIDERS}}
     functions: dict[str, Bound] = {}
     for provider in PROVIDERS:

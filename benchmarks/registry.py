@@ -103,6 +103,7 @@ class Method:
         reference: the same in plain PyTorch, ``reference(case, boundary)``: what every provider is checked against.
         baseline: the formula as it is coded by hand, left to autograd; eager and compiled.
         core: ``core(case)`` with torch core's own op, or None; its convention is the "rounded" boundary.
+        parameters: ``parameters(step)`` gives every learned parameter, from steps that suit the case's ``x``.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Method:
     reference: Callable[[Case, str], Call]
     baseline: Callable[[Case], Call]
     core: Callable[[Case], Call] | None = None
+    parameters: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] = lambda step: (step,)
 
 
 def _lsq(case: Case) -> Call:

@@ -26,6 +26,7 @@ class Session:
         self.plan = plan(args)
         self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # what others do, before this run adds to it
         self.copy = measure.copy_bandwidth("cuda") if args.device == "cuda" else None
+        self.folder = self.choose_folder()
         self.budget = min(args.budget, 0.2) if args.quick else args.budget
 
     def measure(self, method: Method, case: Case) -> tuple[list[dict[str, Any]], dict[str, dict[str, list[float]]]]:
@@ -39,7 +40,7 @@ class Session:
         more = {"device": args.device, "quick": args.quick, "copy_bytes_per_s": self.copy, "load": self.load, "rows": self.rows}
         return results.validate(results.new("benchmark", name, **more))
 
-    def folder(self) -> Path:
+    def choose_folder(self) -> Path:
         """Only whole runs replace the committed results."""
         args = self.args
         if args.out:
@@ -49,7 +50,7 @@ class Session:
     def finish(self) -> int:
         result = self.result()
         report.show(result)
-        path = results.write(result, self.folder())
+        path = results.write(result, self.folder)
         print(f"results: {path}")
         if report.plot(result, path.with_suffix(".png")):
             print(f"plot:    {path.with_suffix('.png')}")
@@ -62,6 +63,8 @@ def run_plain(args: argparse.Namespace) -> int:
     for i, (method, case) in enumerate(session.plan, 1):
         print(f"[{i}/{len(session.plan)}] {method.name} {case.name}", flush=True)
         session.measure(method, case)
+        if args.out:  # what is measured is kept if time runs out
+            results.write(session.result(), session.folder)
     return session.finish()
 
 

@@ -99,12 +99,12 @@ def test_a_wrong_result_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_check_sees_a_wrong_step_gradient_and_codes_that_move() -> None:
     x, g, p = TINY.tensors("cpu")
-    want = measure.step(METHODS[0].reference(TINY, "closed"), (x.requires_grad_(), p.requires_grad_(), g))
+    want = measure.step(METHODS[0].reference(TINY, "closed"), ((x.requires_grad_(), p.requires_grad_()), g))
     y, dx, dstep = want
     assert measure.check(TINY, want, want, g, exact=True) == ""
     # 1 % of the sum of the magnitudes is a hundred times what the order of summation can do.
     off = dstep + 0.01 * 8 * g.abs().sum() / 4
-    assert measure.check(TINY, (y, dx, off), want, g, exact=False).startswith("dstep is off by")
+    assert measure.check(TINY, (y, dx, off), want, g, exact=False).startswith("gradient of parameter 0 is off by")
     moved = y.detach().clone()
     moved[0, :2] += 0.3  # two codes of a thousand elements: more than one in 10,000
     assert measure.check(TINY, (moved, dx, dstep), want, g, exact=False) == "y differs from the reference in 2 of 1024 elements"
