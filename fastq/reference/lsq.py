@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..granularity import compute_dtype, expand, in_layout_of, numel_per_parameter, sum_to_parameter
+from ..granularity import compute_dtype, expand, in_layout_of, normalize_axis, numel_per_parameter, sum_to_parameter
 from ..ranges import mask_bounds
 
 __all__ = ["lsq", "lsq_backward", "lsq_forward", "lsq_surrogate"]
@@ -55,6 +55,15 @@ def _quantize(
         v = v - b
     v = v / s
     return v, v.clamp(qmin, qmax).round() + 0.0, s, b
+
+
+def codes(
+    x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None, qmin: int, qmax: int,
+    axis: int | None, group_size: int | None, eps: float,
+) -> torch.Tensor:  # fmt: skip
+    """The integer codes ``q`` as int32, of the shape of ``x``; NaN becomes an arbitrary code."""
+    axis_, group = normalize_axis("codes", x, axis, group_size)
+    return _quantize(x, step, offset, qmin, qmax, axis_, group, eps)[1].to(torch.int32)
 
 
 def lsq_forward(
@@ -165,8 +174,6 @@ def lsq_surrogate(
     hand (a detached rounding residual, autograd for the rest), and so the eager and compiled baseline of the
     benchmarks; clamp's autograd makes its mask the ``closed`` one.
     """
-    from ..granularity import normalize_axis
-
     axis_, group = normalize_axis("lsq_surrogate", x, axis, group_size)
     s = expand(step, x, axis_, group)
     v = x.to(compute_dtype(x))

@@ -1,0 +1,154 @@
+"""The LSQ / LSQ+ quantizer as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..granularity import compute_dtype
+from ..ops import lsq
+from ..ranges import BOUNDARIES, integer_range
+from ..reference.lsq import codes, effective_step
+from .initializers import INITIALIZERS, initial_values
+
+__all__ = ["LSQ"]
+
+
+class LSQ(nn.Module):
+    """Fake-quantize with a learned step (LSQ) and, with ``offset``, a learned offset (LSQ+): :func:`fastq.lsq` with its state.
+
+    The first batch sets the step (and offset), by ``init``; in a process group every rank gets the mean of what the ranks saw.
+    That it happened is kept in the buffer ``initialized``, so that a loaded module goes on from where it was.
+
+    Args:
+        bits: 1 to 8, or ``(qmin, qmax)``.
+        signed: whether codes go below zero; None decides by the first batch (unsigned if it has no negative element).
+        narrow: drop the lowest signed code.
+        axis: one step per index of this axis.
+        group_size: one step per so many consecutive elements of the last axis.
+        shape: of the step: ``(C,)`` with ``axis``, ``x.shape[:-1] + (K // group_size,)`` with ``group_size``; default ``(1,)``.
+        offset: learn an offset as well.
+        init: ``"lsq"``, ``"lsq+"`` or ``"mse"``; see :mod:`fastq.nn.initializers`.
+        boundary, grad_scale, offset_grad_scale, eps: as in :func:`fastq.lsq`.
+
+    Attributes:
+        step: parameter, float32 whatever ``.to()`` or ``.half()`` the model gets (float64 after ``.double()``).
+        offset: parameter of the same shape, or None.
+        initialized, is_signed: bool buffers.
+
+    Under ``torch.compile(fullgraph=True)`` run one batch before compiling: the first one looks at its values.
+    """
+
+    step: nn.Parameter
+    initialized: torch.Tensor
+    is_signed: torch.Tensor
+
+    def __init__(
+        self, bits: int | tuple[int, int], *, signed: bool | None = True, narrow: bool = False, axis: int | None = None,
+        group_size: int | None = None, shape: tuple[int, ...] = (1,), offset: bool = False, init: str = "lsq",
+        boundary: str = "open", grad_scale: float | str = "lsq", offset_grad_scale: float = 1.0, eps: float = 1e-8,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if init not in INITIALIZERS:
+            raise ValueError(f"LSQ: init must be one of {', '.join(INITIALIZERS)}, got {init!r}")
+        if boundary not in BOUNDARIES:
+            raise ValueError(f"LSQ: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+        if axis is not None and group_size is not None:
+            raise ValueError(f"LSQ: axis={axis} and group_size={group_size} exclude each other; give one of them")
+        integer_range("LSQ", bits, bool(signed), narrow and signed is not False)
+        self.bits, self.narrow, self.axis, self.group_size, self.init = bits, narrow, axis, group_size, init
+        self.boundary, self.grad_scale, self.offset_grad_scale, self.eps = boundary, grad_scale, offset_grad_scale, eps
+        self.step = nn.Parameter(torch.ones(shape))
+        self.offset = nn.Parameter(torch.zeros(shape)) if offset else None
+        self.decides_sign = signed is None
+        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("is_signed", torch.tensor(signed is not False))
+        # What the buffers say, where reading them would wait for a GPU.
+        self._initialized, self._signed = False, signed is not False
+        self.register_load_state_dict_post_hook(_read_buffers)
+
+    @property
+    def qmin(self) -> int:
+        return self._range()[0]
+
+    @property
+    def qmax(self) -> int:
+        return self._range()[1]
+
+    def _range(self) -> tuple[int, int]:
+        return integer_range("LSQ", self.bits, self._signed, self.narrow and self._signed)
+
+    def initialize(self, x: torch.Tensor) -> None:
+        """Set step and offset from ``x``, the same on every rank."""
+        group = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self.decides_sign:
+            negative = (x.detach() < 0).any().to(torch.int32)
+            if group:
+                torch.distributed.all_reduce(negative, torch.distributed.ReduceOp.MAX)
+            self._signed = bool(negative)
+            self.is_signed.fill_(self._signed)
+        where: dict[str, Any] = {"axis": self.axis, "group_size": self.group_size, "offset": self.offset is not None}
+        values = torch.stack(initial_values(x, self.init, self.qmin, self.qmax, **where))
+        if group:
+            torch.distributed.all_reduce(values)
+            values /= torch.distributed.get_world_size()
+        if values[0].numel() != self.step.numel():
+            needed = f"x of shape {tuple(x.shape)} needs {len(values[0])} steps"
+            raise ValueError(f"LSQ: step has shape {tuple(self.step.shape)}, but {needed}")
+        with torch.no_grad():
+            self.step.copy_(values[0].view_as(self.step))
+            if self.offset is not None:
+                self.offset.copy_(values[1].view_as(self.offset))
+            self.initialized.fill_(True)
+        self._initialized = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._initialized:
+            self.initialize(x)
+        step, offset = self._parameters_for(x)
+        return lsq(
+            x, step, bits=self._range(), offset=offset, axis=self.axis, group_size=self.group_size,
+            boundary=self.boundary, grad_scale=self.grad_scale, offset_grad_scale=self.offset_grad_scale, eps=self.eps,
+        )  # fmt: skip
+
+    def _parameters_for(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        dtype = compute_dtype(x)
+        if self.step.dtype == dtype:
+            return self.step, self.offset
+        return self.step.to(dtype), None if self.offset is None else self.offset.to(dtype)
+
+    @torch.no_grad()
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """The integer codes of ``x`` as int32, by the rounding of the forward pass: ``y = effective_step() * codes + offset``."""
+        step, offset = self._parameters_for(x)
+        return codes(x, step, offset, self.qmin, self.qmax, self.axis, self.group_size, self.eps)
+
+    def effective_step(self) -> torch.Tensor:
+        """``max(|step|, eps)``: the step that the kernels use."""
+        return effective_step(self.step.detach(), self.eps)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        # fastq.lsq wants fp32 parameters for half-precision inputs, and a step rounded to bf16 is another quantizer.
+        def keep_precision(t: torch.Tensor) -> torch.Tensor:
+            new = fn(t)
+            return t.to(new.device) if new.dtype in (torch.float16, torch.bfloat16) else new
+
+        return super()._apply(keep_precision, recurse)
+
+    def extra_repr(self) -> str:
+        low, high = self._range()
+        sign = "by first batch" if self.decides_sign and not self._initialized else f"[{low}, {high}]"
+        grain = "per tensor" if self.group_size is None else f"group_size={self.group_size}"
+        grain = grain if self.axis is None else f"axis={self.axis}"
+        return (
+            f"bits={self.bits}, range={sign}, {grain}, steps={self.step.numel()}, offset={self.offset is not None}, "
+            f"init={self.init!r}, boundary={self.boundary!r}, initialized={self._initialized}"
+        )
+
+
+def _read_buffers(module: nn.Module, incompatible: Any) -> None:
+    if isinstance(module, LSQ):
+        module._initialized, module._signed = bool(module.initialized), bool(module.is_signed)

@@ -1,0 +1,136 @@
+"""``fastq.prepare``: put quantizers into a model, by a recipe."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..nn import LSQ, QUANTIZED
+from ..tables import table
+from .recipe import LayerRecipe, Recipe
+
+__all__ = ["Layer", "Preparation", "prepare"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What became of one layer."""
+
+    name: str
+    type: str
+    recipe: LayerRecipe | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What :func:`prepare` did. ``str()`` of it is a table; ``model`` is the prepared model (another object than the one given
+    only where that was itself a layer)."""
+
+    model: nn.Module
+    layers: tuple[Layer, ...]
+
+    def __str__(self) -> str:
+        rows = []
+        for layer in self.layers:
+            r = layer.recipe
+            weights = "float" if r is None or r.weight_bits is None else f"{r.weight_bits} bit"
+            activations = "float" if r is None or r.activation_bits is None else f"{r.activation_bits} bit"
+            grain = "" if r is None or r.weight_bits is None else "per channel" if r.per_channel else "per tensor"
+            rows.append((layer.name or "(model)", layer.type, weights, grain, activations, layer.note))
+        return table(("layer", "type", "weight", "granularity", "activation", "note"), rows)
+
+
+def _matches(pattern: str, name: str, module: nn.Module) -> bool:
+    return pattern == type(module).__name__ or fnmatch.fnmatchcase(name, pattern)
+
+
+def _quantizers(module: nn.Module, r: LayerRecipe) -> dict[str, LSQ | None]:
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    common: dict[str, Any] = {"boundary": r.boundary, "grad_scale": r.grad_scale}
+    weight_quantizer = input_quantizer = None
+    if r.weight_bits is not None:
+        grain: dict[str, Any] = {"axis": 0, "shape": (weight.shape[0],)} if r.per_channel else {}
+        weight_quantizer = LSQ(r.weight_bits, init=r.weight_init, **grain, **common)
+    if r.activation_bits is not None:
+        signed = r.signed_activations
+        input_quantizer = LSQ(r.activation_bits, signed=signed, offset=r.activation_offset, init=r.activation_init, **common)
+    return {"weight_quantizer": weight_quantizer, "input_quantizer": input_quantizer}
+
+
+def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
+    """Replace the Linear, Conv1d and Conv2d layers of ``model`` in place by their quantized forms.
+
+    The layers keep their parameters, so that an optimizer made before goes on working; add the new ones (the steps) to it. The
+    model stays an ordinary ``nn.Module``: ``deepcopy``, ``pickle``, ``state_dict``, ``.to()``, DDP. Weight steps are set at
+    once; activation steps by the first batch.
+
+    Args:
+        model: any module. Layers shared between several places are replaced once and stay shared. Only the three types
+            themselves are replaced: a subclass may compute something else, and is reported.
+        recipe: such as ``fastq.recipes.lsq(weight_bits=4, activation_bits=4)``.
+
+    Returns:
+        What was done to each layer; print it. ``.model`` is the model.
+
+    Raises:
+        TypeError: not a module, or not a recipe.
+        ValueError: nothing to quantize, already prepared, uninitialised lazy layers, or a pattern of ``overrides`` or ``skip``
+            that matches no layer (it is named).
+
+    Example:
+        >>> print(fastq.prepare(model, fastq.recipes.lsq(weight_bits=4, activation_bits=4)))
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"prepare: model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"prepare: recipe must be a fastq.recipes.Recipe such as fastq.recipes.lsq(), got {type(recipe).__name__}")
+    module: nn.Module
+    layer_types: tuple[type[nn.Module], ...] = tuple(QUANTIZED)
+    for name, module in model.named_modules():
+        if isinstance(module, LSQ):
+            raise ValueError(f"prepare: the model is prepared already ({name or 'it'} is a quantizer)")
+        if isinstance(module, layer_types) and any(is_lazy(p) for p in module.parameters()):
+            raise ValueError(f"prepare: layer {name!r} is lazy and not initialised; run a batch through the model first")
+    candidates = [(name, module) for name, module in model.named_modules() if isinstance(module, layer_types)]
+    for argument, patterns in (("overrides", recipe.overrides), ("skip", recipe.skip)):
+        for pattern in patterns:
+            if not any(_matches(pattern, name, module) for name, module in candidates):
+                raise ValueError(f"prepare: {argument} pattern {pattern!r} matches no Linear, Conv1d or Conv2d layer of the model")
+    chosen = [
+        name for name, module in candidates
+        if type(module) in QUANTIZED and not any(_matches(pattern, name, module) for pattern in recipe.skip)
+    ]  # fmt: skip
+    if not chosen:
+        raise ValueError("prepare: the model has no Linear, Conv1d or Conv2d layer to quantize")
+
+    layers, new = [], {}
+    for name, module in candidates:
+        if name not in chosen:
+            note = "skipped" if type(module) in QUANTIZED else "a subclass, left as it is"
+            layers.append(Layer(name, type(module).__name__, None, note))
+            continue
+        layer_recipe, note = recipe.default, ""
+        if recipe.first_last_bits is not None and name in (chosen[0], chosen[-1]):
+            bits = recipe.first_last_bits
+            layer_recipe = replace(
+                layer_recipe,
+                weight_bits=layer_recipe.weight_bits and max(bits, 2),
+                activation_bits=layer_recipe.activation_bits and bits,
+            )
+            note = "first layer" if name == chosen[0] else "last layer"
+        for pattern, values in recipe.overrides.items():
+            if _matches(pattern, name, module):
+                layer_recipe, note = replace(layer_recipe, **values), f"override {pattern!r}"
+        new[module] = QUANTIZED[type(module)].from_float(module, **_quantizers(module, layer_recipe))
+        layers.append(Layer(name, type(module).__name__, layer_recipe, note))
+    for parent in list(model.modules()):  # not named_children(), which gives a module that has two names only once
+        for child_name, child in list(parent._modules.items()):
+            if child in new:
+                parent._modules[child_name] = new[child]
+    return Preparation(new.get(model, model), tuple(layers))
