@@ -7,7 +7,7 @@ CUDA_BIN := .venv-cuda/bin
 NATIVE   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel-test clean
+.PHONY: help demo test lint format cuda-test wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -30,7 +30,7 @@ demo: $(VENV)/.ready ## train a low-bit network on handwritten digits, convert i
 	$(BIN)/python -m fastq demo
 
 test: $(VENV)/.ready ## prove it: the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cuda_compile" $(PYTEST)
 
 lint: $(VENV)/.ready ## format, lint and types
 	$(BIN)/ruff check .
@@ -41,8 +41,13 @@ format: $(VENV)/.ready ## sort imports and lay out the C++ code
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(NATIVE)
 
+cuda-test: $(VENV)/.ready $(CUDA_BIN)/.ready ## compile the CUDA kernels for every architecture, link and load them (needs nvcc, no GPU)
+	FASTQ_REQUIRE_CUDA=1 FASTQ_CUDA_PYTHON=$(CURDIR)/$(CUDA_BIN)/python $(BIN)/python -m pytest -m cuda_compile tests/cuda
+
 wheel-test: $(VENV)/.ready $(CUDA_BIN)/.ready ## build the wheel, run its tests elsewhere under a second torch
 	.ci/wheel $(BIN)/python $(CUDA_BIN)/python
+
+include benchmarks/gpu.mk
 
 clean: ## remove what was built (not the environments)
 	rm -rf build dist fastq/lib fastq/_runtime*.so *.egg-info $(VENV)/.ready

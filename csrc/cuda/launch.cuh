@@ -7,6 +7,7 @@
 #include <memory>
 #endif
 
+#include "../methods/affine.h"
 #include "../methods/lsq.h"
 #include "elementwise.cuh"
 #include "kernels.h"
@@ -104,6 +105,9 @@ Status each_method(const Call& c, const Body& body) {
   switch (c.method) {
     case Method::lsq: return body(Launcher<LSQ<false>, S>());
     case Method::lsq_offset: return body(Launcher<LSQ<true>, S>());
+    case Method::affine: return body(Launcher<Affine<Learns::nothing>, S>());
+    case Method::affine_per_tensor: return body(Launcher<Affine<Learns::per_tensor>, S>());
+    case Method::affine_per_channel: return body(Launcher<Affine<Learns::per_channel>, S>());
     default: return {"this method has no CUDA kernels", __FILE__, __LINE__};
   }
 }
