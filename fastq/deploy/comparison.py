@@ -1,0 +1,108 @@
+"""What differs between a fake-quantized network and the integer one made of it: codes, accumulators, logits, predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .layers import IntegerLayer
+
+__all__ = ["Comparison", "LayerComparison", "compare"]
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """One layer: how many input codes there were, how many differ, and the largest difference of its int32 accumulators."""
+
+    name: str
+    codes: int
+    flips: int
+    largest_accumulator_difference: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of :func:`compare`; ``str()`` is a table."""
+
+    layers: tuple[LayerComparison, ...]
+    largest_logit_difference: float
+    predictions: int
+    differing_predictions: int
+
+    @property
+    def codes(self) -> int:
+        """Input codes of all layers."""
+        return sum(layer.codes for layer in self.layers)
+
+    @property
+    def flips(self) -> int:
+        """Input codes that differ, of all layers."""
+        return sum(layer.flips for layer in self.layers)
+
+    def __str__(self) -> str:
+        width = max([len(layer.name) for layer in self.layers] + [5])
+        rows = [("layer".ljust(width), "codes", "flips", "accumulator diff")]
+        rows += [
+            (layer.name.ljust(width), f"{layer.codes:,}", f"{layer.flips:,}", f"{layer.largest_accumulator_difference:,}")
+            for layer in self.layers
+        ]
+        rows.append(("total".ljust(width), f"{self.codes:,}", f"{self.flips:,}", ""))
+        table = "\n".join(f"{a}  {b:>14}  {c:>10}  {d:>16}".rstrip() for a, b, c, d in rows)
+        return (
+            f"{table}\nlargest logit difference {self.largest_logit_difference:.3g}, "
+            f"{self.differing_predictions} of {self.predictions} predictions differ"
+        )
+
+
+@torch.no_grad()
+def compare(model: nn.Module, converted: nn.Module, x: torch.Tensor) -> Comparison:
+    """Run ``x`` through ``model`` (in eval mode; its mode is restored) and ``converted``, and count what differs.
+
+    Per layer: input codes that differ, and the largest difference of the int32 accumulators that these codes lead to. Both
+    networks must return one tensor of logits ``(N, classes, ...)``, else ``TypeError``. Codes differ where the rounding of fp32
+    on the way carries a value over a tie: equal predictions alone would hide that.
+    """
+    integers = {name: module for name, module in converted.named_modules() if isinstance(module, IntegerLayer)}
+    if not integers:
+        raise ValueError("compare: converted has no integer layer; give the network that fastq.convert returns")
+    if missing := [name for name in integers if name not in dict(model.named_modules())]:
+        raise ValueError(f"compare: model has no layer {missing[0]!r}; give the network that was converted")
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in integers}
+    totals = {name: [0, 0, 0] for name in integers}
+
+    def remember(name: str) -> Any:
+        # the integer layer's quantize gives the codes of the fake quantizer, bit for bit (tests/deploy), in int8
+        return lambda module, arguments: inputs[name].append(integers[name].quantize(arguments[0]))
+
+    def measure(name: str) -> Any:
+        def hook(module: Any, arguments: Any) -> None:
+            before, now = inputs[name].pop(0), module.quantize(arguments[0])
+            difference = module.accumulate(before).long() - module.accumulate(now).long()
+            total = totals[name]
+            total[0] += now.numel()
+            total[1] += int((before != now).sum())
+            total[2] = max(total[2], int(difference.abs().max()) if difference.numel() else 0)
+
+        return hook
+
+    modes = {module: module.training for module in model.modules()}
+    hooks = [model.get_submodule(name).register_forward_pre_hook(remember(name)) for name in integers]
+    hooks += [module.register_forward_pre_hook(measure(name)) for name, module in integers.items()]
+    try:
+        model.eval()
+        first, second = model(x), converted(x)
+    finally:
+        for handle in hooks:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
+        raise TypeError(f"compare: the networks must return one tensor of logits, got {type(first).__name__}")
+    axis = 1 if first.dim() > 1 else 0
+    differ = first.argmax(axis) != second.argmax(axis)
+    largest = float((first - second).abs().max()) if first.numel() else 0.0
+    layers = tuple(LayerComparison(name, *numbers) for name, numbers in totals.items())
+    return Comparison(layers, largest, differ.numel(), int(differ.sum()))

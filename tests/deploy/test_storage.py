@@ -1,0 +1,124 @@
+"""A saved network comes back bit for bit; any damage gives one error; and the comparison counts what differs."""
+
+import copy
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import fastq
+from fastq.deploy import FormatError, compare, convert, load, save
+from fastq.deploy.storage import _pack, _unpack
+from fastq.nn import LSQ, QuantConv2d, QuantLinear
+
+
+def float_model():
+    torch.manual_seed(0)
+    features = (nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(*features, nn.Linear(64, 3), nn.Linear(3, 3))
+
+
+def quantized():
+    net = float_model()
+    net[0] = QuantConv2d.from_float(
+        net[0], weight_quantizer=LSQ(2, axis=0, shape=(4,)), input_quantizer=LSQ(8, signed=False, offset=True)
+    )
+    net[4] = QuantLinear.from_float(
+        net[4], weight_quantizer=LSQ(4, group_size=16, shape=(3, 4)), input_quantizer=LSQ(4, signed=False)
+    )
+    net(torch.randn(8, 2, 4, 4))
+    return net
+
+
+X = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "net.safetensors"
+    network = convert(quantized())
+    assert save(network, path) == path.stat().st_size
+    return network, path.read_bytes(), path
+
+
+@pytest.mark.parametrize("low_high", [(-2, 1), (-1, 1), (-4, 3), (-8, 7), (-16, 15), (-128, 127), (0, 1)])
+def test_packing_is_exact(low_high):
+    low, high = low_high
+    codes = torch.randint(low, high + 1, (5, 7), dtype=torch.int8)
+    packed = _pack(codes, low_high)
+    assert packed.numel() == -(-35 * (high - low).bit_length() // 8)
+    assert torch.equal(_unpack(packed, (5, 7), low_high), codes)
+
+
+@pytest.mark.parametrize("architecture", [float_model, quantized])
+def test_round_trip(saved, architecture):
+    network, data, path = saved
+    model = architecture()
+    before = copy.deepcopy(model.state_dict())
+    for source in (path, data):
+        again = fastq.load(source, model)
+        assert torch.equal(again(X), network(X)) and not again.training
+    after = model.state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[k], after[k]) for k in before)
+    assert not path.with_name(path.name + ".part").exists()
+
+
+def test_saving_twice_gives_the_same_bytes(saved, tmp_path):
+    save(load(saved[2], float_model()), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == saved[1]
+
+
+def test_every_flipped_bit_is_found(saved):
+    data, model = saved[1], float_model()
+    for position in range(0, len(data), 3):
+        broken = bytearray(data)
+        broken[position] ^= 1 << (position % 8)
+        with pytest.raises(FormatError) as caught:
+            load(bytes(broken), model)
+        assert "\n" not in str(caught.value)
+
+
+def test_truncated(saved):
+    data, model = saved[1], float_model()
+    for length in [0, 1, 7, 8, 9, 100, len(data) // 2, len(data) - 1]:
+        with pytest.raises(FormatError):
+            load(data[:length], model)
+    with pytest.raises(FormatError):
+        load(data + b"\0", model)
+
+
+def test_foreign_and_other_versions(saved, tmp_path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "torch.pt")
+    for data in (b"PK\3\4" * 40, (tmp_path / "torch.pt").read_bytes(), safetensors.torch.save({"a": torch.ones(3)})):
+        with pytest.raises(FormatError, match=r"no fastq network|no safetensors file"):
+            load(data, float_model())
+    newer = saved[1].replace(rb'\"version\":1', rb'\"version\":2', 1)
+    with pytest.raises(FormatError, match="format version 2; this fastq reads version 1"):
+        load(newer, float_model())
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "absent", float_model())
+
+
+def test_a_model_that_does_not_fit(saved):
+    with pytest.raises(FormatError, match="does not fit the model"):
+        load(saved[1], nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="no integer layer"):
+        save(float_model(), "never-written")
+
+
+def test_compare_counts(saved):
+    model = quantized()
+    network = convert(model)
+    report = compare(model, network, X)
+    assert model.training and [layer.name for layer in report.layers] == ["0", "4"]
+    assert report.layers[0].codes == X.numel() and report.layers[0].flips == 0
+    assert report.layers[0].largest_accumulator_difference == 0
+    # fp32 sums of at most 64 terms of order 1
+    assert report.largest_logit_difference < 1e-4 and report.differing_predictions == 0 and report.predictions == 6
+    assert "largest logit difference" in str(report) and "total" in str(report)
+
+    network[1].bias.data.add_(1.0)
+    changed = compare(model, network, X)
+    assert changed.layers[1].flips > 0 and changed.layers[1].largest_accumulator_difference > 0
+    assert changed.largest_logit_difference > 1e-3
