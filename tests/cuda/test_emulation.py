@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import torch
 
-import fastq.ops.lsq  # noqa: F401  (loads the CPU kernels and defines the schemas)
+import fastq.ops  # noqa: F401  (loads the CPU kernels and defines the schemas)
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
 pytestmark = pytest.mark.source
-OPS = ("lsq_forward", "lsq_backward")
+OPS = ("lsq_forward", "lsq_backward", "affine_forward", "affine_backward")
 
 
 def build() -> Path:
@@ -177,3 +177,20 @@ def test_a_16_bit_value_rounds_as_torch_rounds_it(emulated: Any) -> None:
         x = every.view(dtype).clone()
         step = torch.linspace(0.01, 3, 65536)
         compare(emulated, x, x.flip(0), step, None, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape, axis", [((5000,), -1), ((6, 700), 0), ((300, 33), 1), ((4, 6, 5, 5), 1)], ids=str)
+@torch.no_grad()
+def test_affine_has_the_bits_of_the_cpu(emulated: Any, shape: tuple[int, ...], axis: int, dtype: torch.dtype) -> None:
+    x, g = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    x.view(-1)[:4] = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0])
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    n = 1 if axis < 0 else shape[axis]
+    scale, zero_point = torch.rand(n).to(kind) * 0.1 + 0.05, (torch.rand(n) * 9 - 5).to(kind)
+    ours = emulated.affine_forward(x, scale, zero_point, -8, 7, axis)
+    assert same_bits(ours, torch.ops.fastq.affine_forward(x, scale, zero_point, -8, 7, axis))
+    for learnable in (False, True):
+        args = (g, x, scale, zero_point, -8, 7, axis, learnable, 0.5)
+        for a, b in zip(emulated.affine_backward(*args), torch.ops.fastq.affine_backward(*args), strict=True):
+            assert same_bits(a, b)
