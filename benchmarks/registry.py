@@ -146,7 +146,9 @@ def _lsq_core(case: Case) -> Call:
     return grouped
 
 
-METHODS = (Method("lsq", _lsq, _lsq_reference, _lsq_baseline, _lsq_core),)
+METHODS = (
+    Method("lsq", _lsq, _lsq_reference, _lsq_baseline, _lsq_core),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

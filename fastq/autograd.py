@@ -3,4 +3,7 @@
 from .ops.affine import FakeQuantizeAffine
 from .ops.lsq import LSQ
 
-__all__ = ["LSQ", "FakeQuantizeAffine"]
+__all__ = [
+    "LSQ",
+    "FakeQuantizeAffine",
+]

@@ -4,11 +4,19 @@ Importing it registers every method's operators. A method is a file of its name;
 ``numeric`` the exact arithmetic. Under ``TRITON_INTERPRET=1`` (set before the first import) the same code runs on the CPU.
 """
 
-from . import affine, elementwise, lsq
+from .affine import AFFINE, AFFINE_PER_CHANNEL, AFFINE_PER_TENSOR
+from .elementwise import Method
+from .lsq import LSQ, LSQ_OFFSET
 
 __all__ = ["methods"]
 
 
-def methods() -> list[elementwise.Method]:
+def methods() -> list[Method]:
     """Every method, for the tests that compile them all. A new method is one entry here."""
-    return [lsq.LSQ, lsq.LSQ_OFFSET, affine.AFFINE, affine.AFFINE_PER_TENSOR, affine.AFFINE_PER_CHANNEL]
+    return [
+        LSQ,
+        LSQ_OFFSET,
+        AFFINE,
+        AFFINE_PER_TENSOR,
+        AFFINE_PER_CHANNEL,
+    ]

@@ -8,7 +8,14 @@
 namespace fastq {
 
 enum class DType : int32_t { f32, bf16, f16, f64 };
-enum class Method : int32_t { lsq, lsq_offset, affine, affine_per_tensor, affine_per_channel };
+// A new method is one line here.
+enum class Method : int32_t {
+  lsq,
+  lsq_offset,
+  affine,
+  affine_per_tensor,
+  affine_per_channel,
+};
 
 constexpr int kMaxParameters = 4;      // and at most so many prepared values and gradients
 constexpr int64_t kChunk = 4096;       // elements of one partial sum along a row
