@@ -1,0 +1,266 @@
+"""``python -m fastq demo``: handwritten digits in full precision, in 4 and 2 bits, and in integers."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["add_arguments", "run"]
+
+BATCH = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), metavar="DIR", help="for results (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images (default 0)")
+    parser.add_argument("--epochs", type=_positive, default=12, help="passes over the images per network (default 12)")
+    parser.add_argument("--device", default=None, help="such as cpu or cuda (default: the GPU where there is one)")
+    parser.add_argument("--quick", action="store_true", help="one epoch and no torch.compile: to see that it runs")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch norm and a residual."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+        same = channels == out and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, out, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+
+class Digits(nn.Module):
+    """A small residual network for 8x8 images of ten digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.block1, self.block2 = Block(16, 16, 1), Block(16, 32, 2)
+        self.classifier = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        return self.classifier(self.block2(self.block1(x)).mean((2, 3)))
+
+
+def images(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Training and test images and labels of scikit-learn's digits: 1347 and 450, always the same ones."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
+    x = (torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16)[order].to(device)
+    y = torch.tensor(digits.target)[order].to(device)
+    return x[:1347], y[:1347], x[1347:], y[1347:]
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The class of every image, in eval mode."""
+    return model.eval()(x).argmax(1)
+
+
+def train(
+    model: nn.Module, data: tuple[torch.Tensor, ...], epochs: int, rate: float, seed: int, advance: Callable[[], None]
+) -> list[float]:
+    """Adam with a cosine; returns the test accuracy after every epoch."""
+    x, y, test_x, test_y = data
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    steps = epochs * -(-len(x) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    curve = []
+    for _ in range(epochs):
+        model.train()
+        for batch in torch.randperm(len(x), generator=generator).to(x.device).split(BATCH):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+            schedule.step()
+            advance()
+        curve.append(float((predictions(model, test_x) == test_y).float().mean()))
+    return curve
+
+
+def step_times(model: nn.Module, data: tuple[torch.Tensor, ...], compiled: bool, rounds: int) -> dict[str, float | str]:
+    """Milliseconds of a training step with each kind of quantizer: medians of interleaved rounds, or why there is none."""
+    import fastq
+    from fastq.reference.lsq import lsq_surrogate
+
+    x, y = data[0][:BATCH], data[1][:BATCH]
+
+    def variant(function: Callable[..., Any] | None) -> nn.Module:
+        network = copy.deepcopy(model).train()
+        for q in network.modules():
+            if function is not None and isinstance(q, fastq.nn.LSQ):
+                q.forward = lambda t, q=q: function(t, q.step, qmin=q.qmin, qmax=q.qmax, offset=q.offset, axis=q.axis)  # type: ignore
+        return network
+
+    def step(network: nn.Module) -> float:
+        network.zero_grad()
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        F.cross_entropy(network(x), y).backward()
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - start)
+
+    networks = {"eager": variant(lsq_surrogate), "fastq": variant(None)}
+    result: dict[str, float | str] = {}
+    if not compiled:
+        result["compiled"] = "not measured (--quick)"
+    else:
+        try:
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            candidate = variant(torch.compile(lsq_surrogate, dynamic=True))
+            step(candidate)
+            networks["compiled"] = candidate
+        except Exception as error:  # whatever a missing or broken compiler raises: the cell says it
+            result["compiled"] = f"torch.compile failed: {type(error).__name__}"
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    for number in range(rounds + 2):
+        for name, network in networks.items():
+            taken = step(network)
+            if number >= 2:
+                times[name].append(taken)
+    return result | {name: statistics.median(values) for name, values in times.items()}
+
+
+def picture(path: Path, curves: dict[str, list[float]], networks: dict[str, nn.Module], times: dict[str, float | str]) -> None:
+    """Learning curves, the weights of one layer on their grid, and the time of a step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    for name, curve in curves.items():
+        axes[0, 0].plot(range(1, len(curve) + 1), [100 * a for a in curve], marker="o", markersize=3, label=name)
+    axes[0, 0].set(title="Learning curves", xlabel="epoch", ylabel="test accuracy, %")
+    axes[0, 0].legend()
+    for axis, name in zip((axes[1, 0], axes[1, 1]), ("W4A4", "W2A2"), strict=True):
+        layer: Any = networks[name].get_submodule("block2.conv2")
+        q = layer.weight_quantizer
+        v = (layer.weight.detach() / q.effective_step().view(-1, 1, 1, 1)).flatten().cpu()
+        axis.hist(v.clamp(q.qmin - 1, q.qmax + 1).numpy(), bins=120, color="tab:blue", alpha=0.8)
+        for code in range(q.qmin, q.qmax + 1):
+            axis.axvline(code, color="tab:red", linewidth=0.8, alpha=0.7)
+        axis.set(title=f"{name}: weights of block2.conv2 on their grid", xlabel="weight / step (red: integer codes)")
+    bars = {name: value for name, value in times.items() if isinstance(value, float)}
+    drawn = axes[0, 1].bar(list(bars), list(bars.values()), color=["tab:gray", "tab:orange", "tab:green"][: len(bars)])
+    axes[0, 1].bar_label(drawn, fmt="%.1f ms")
+    axes[0, 1].set(title=f"One W4A4 training step, batch {BATCH}", ylabel="milliseconds, median")
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command: 0; 2 for a folder or device that cannot be used; 130 when interrupted."""
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    import fastq
+
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / ".writable").write_text("")
+        (args.output / ".writable").unlink()
+    except OSError as error:
+        print(f"demo: cannot write to --output {args.output}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    try:
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        print(f"demo: cannot use --device {args.device}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    epochs = 1 if args.quick else args.epochs
+    torch.manual_seed(args.seed)
+    data = images(device)
+    start = Digits().to(device)
+    networks: dict[str, nn.Module] = {"full precision": start}
+    curves: dict[str, list[float]] = {}
+    per_epoch = -(-len(data[0]) // BATCH)
+    with Progress() as progress:
+        for bits, rate in ((0, 3e-3), (4, 2e-3), (2, 2e-3)):
+            name = f"W{bits}A{bits}" if bits else "full precision"
+            task = progress.add_task(name, total=epochs * per_epoch)
+            if bits:
+                recipe = fastq.recipes.lsq(weight_bits=bits, activation_bits=bits)
+                networks[name] = fastq.prepare(copy.deepcopy(start), recipe).model
+            curves[name] = train(networks[name], data, epochs, rate, args.seed, lambda task=task: progress.advance(task))  # type: ignore
+
+    test_x, test_y = data[2:]
+    fp32_bytes = sum(t.numel() * t.element_size() for t in start.state_dict().values())
+    rows: dict[str, dict[str, Any]] = {"full precision": {"accuracy": curves["full precision"][-1], "bytes": fp32_bytes}}
+    for name in ("W4A4", "W2A2"):
+        integers = fastq.convert(networks[name])
+        report = fastq.deploy.compare(networks[name], integers, test_x)
+        size = fastq.save(integers, args.output / f"digits-{name.lower()}.safetensors")
+        rows[name] = {
+            "accuracy": curves[name][-1], "integer accuracy": float((predictions(integers, test_x) == test_y).float().mean()),
+            "differing predictions": report.differing_predictions, "flips": report.flips, "codes": report.codes,
+            "largest logit difference": report.largest_logit_difference, "bytes": size,
+        }  # fmt: skip
+    times = step_times(networks["W4A4"], data, not args.quick, 3 if args.quick else 20)
+
+    console = Console()
+    console = Console(width=max(console.width, 110))  # piped, rich takes 80 columns and breaks the headings
+    table = Table(title=f"Handwritten digits: {len(test_y)} test images")
+    for column in ("", "accuracy", "integers", "differing predictions", "flipped codes", "largest logit difference", "bytes"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(not column))
+    for name, row in rows.items():
+        cells = [name, f"{row['accuracy']:.2%}", "", "", "", "", f"{row['bytes']:,}"]
+        if "flips" in row:
+            cells[2:6] = [
+                f"{row['integer accuracy']:.2%}", str(row["differing predictions"]), f"{row['flips']} of {row['codes']:,}",
+                f"{row['largest logit difference']:.2g}",
+            ]  # fmt: skip
+        table.add_row(*cells)
+    console.print(table)
+    speed = Table(title=f"One W4A4 training step, batch {BATCH}, forward and backward, {device.type}")
+    speed.add_column("quantizers")
+    speed.add_column("median", justify="right")
+    for name in ("eager", "compiled", "fastq"):
+        value = times[name]
+        speed.add_row(name, f"{value:.1f} ms" if isinstance(value, float) else value)
+    console.print(speed)
+    picture(args.output / "demo.png", curves, networks, times)
+    (args.output / "demo.json").write_text(json.dumps({"networks": rows, "curves": curves, "step_ms": times}, indent=2) + "\n")
+    console.print(f"Picture, numbers and the saved networks: {args.output}")
+    return 0
