@@ -121,30 +121,33 @@ DEFAULT_CASES = (Case("per tensor", (6, 50)), Case("per tensor, long", (3, 9001)
 class _Checker:
     """The state of one run: the two functions, the random numbers, the results so far."""
 
-    def __init__(self, fn: Quantizer, reference: Quantizer, surrogate: Any, term_bound: float, seed: int) -> None:
+    def __init__(
+        self, fn: Quantizer, reference: Quantizer, surrogate: Any, term_bound: float, seed: int, device: str = "cpu"
+    ) -> None:
         self.fn, self.reference, self.surrogate, self.term_bound = fn, reference, surrogate, term_bound
-        self.generator = torch.Generator().manual_seed(seed)
+        self.device = torch.device(device)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
         self.results: list[Result] = []
 
     def record(self, check: str, case: str, detail: str) -> None:
         self.results.append(Result(check, case, not detail, detail))
 
-    # Inputs
+    # Inputs: drawn on the CPU, so that they are the same on every device
 
     def parameters(self, case: Case, dtype: torch.dtype, value: float | None = None) -> list[torch.Tensor]:
         """Positive and about a quarter, which puts the ties of a 2 to 4 bit range among multiples of 1/8."""
         made = []
         for shape in case.parameters:
-            p = torch.rand(shape, generator=self.generator, dtype=torch.float64) * 0.1 + 0.2
-            made.append((torch.full_like(p, value) if value is not None else p).to(dtype))
+            p = torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu") * 0.1 + 0.2
+            made.append((torch.full_like(p, value) if value is not None else p).to(self.device, dtype))
         return made
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(dtype)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu").to(self.device, dtype)
 
     def grid(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Multiples of 1/8 from -5 to 5: codes, ties and clip edges for a step of 1/4."""
-        return (torch.randint(-40, 41, shape, generator=self.generator) / 8).to(dtype)
+        return (torch.randint(-40, 41, shape, generator=self.generator, device="cpu") / 8).to(self.device, dtype)
 
     def extremes(self, shape: tuple[int, ...], dtype: torch.dtype, largest: bool = True) -> torch.Tensor:
         """Zeros of both signs, denormals, the largest numbers, infinities, NaN, and the neighbours of ties.
@@ -152,12 +155,12 @@ class _Checker:
         As gradients the largest numbers are left out: whether their sum overflows depends on its order.
         """
         info = torch.finfo(dtype)
-        tie = torch.tensor([0.125, 0.375, -0.125, -2.0, 1.75], dtype=dtype)
+        tie = torch.tensor([0.125, 0.375, -0.125, -2.0, 1.75], dtype=dtype, device="cpu")
         near = torch.cat([tie, tie * (1 + info.eps), tie * (1 - info.eps)])
         special = [0.0, -0.0, info.tiny, -info.tiny, info.tiny / 4, math.inf, -math.inf, math.nan]
         special += [info.max, -info.max] if largest else []
-        pool = torch.cat([torch.tensor(special, dtype=torch.float64).to(dtype), near])
-        return pool[torch.randint(0, len(pool), shape, generator=self.generator)]
+        pool = torch.cat([torch.tensor(special, dtype=torch.float64, device="cpu").to(dtype), near])
+        return pool[torch.randint(0, len(pool), shape, generator=self.generator, device="cpu")].to(self.device)
 
     @staticmethod
     def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor | None:
@@ -167,7 +170,7 @@ class _Checker:
         if layout == "channels_last":
             return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else None
         if layout == "misaligned":
-            return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
+            return torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape).copy_(x)
         if x.dim() < 2:
             return None
         if layout == "transposed":
@@ -191,11 +194,11 @@ class _Checker:
             got = self.call(self.fn, x, p, g, case.keywords)
         except Exception as error:
             return self.record(check, name, f"raised {type(error).__name__}: {error}")
-        want = self.call(self.reference, x, p, g, case.keywords)
+        want = self.call(self.reference, x.cpu(), [t.cpu() for t in p], g.cpu(), case.keywords)
         detail = ""
         for what, a, b in zip(("y", "dx"), got, want, strict=False):
-            if not same_bits(a, b):
-                detail = detail or f"{what}: {_difference(a, b)}"
+            if not same_bits(a.cpu(), b):
+                detail = detail or f"{what}: {_difference(a.cpu(), b)}"
             elif a.stride() != (strides := torch.empty_like(x).stride()):
                 detail = detail or f"{what}: strides {a.stride()} where torch.empty_like(x) has {strides}"
         # n additions in any order, 128 in a row at most and a tree over the rest: an error of (128 + log2 n) roundings of
@@ -203,7 +206,7 @@ class _Checker:
         n = max(x.numel(), 1)
         magnitude = float(g.detach().double().nan_to_num().abs().sum()) * self.term_bound
         bound = 2 * (128 + math.log2(n)) * torch.finfo(p[0].dtype if p else torch.float32).eps * magnitude + 1e-30
-        for i, (a, b) in enumerate(zip(got[2:], want[2:], strict=True)):
+        for i, (a, b) in enumerate(zip((t.cpu() for t in got[2:]), want[2:], strict=True)):
             if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
                 detail = detail or f"gradient of parameter {i}: {a} where {b} was expected"
             elif a.numel():
@@ -241,7 +244,7 @@ class _Checker:
 
     def check_gradient_layouts(self, case: Case) -> None:
         x, p = self.normal(case.shape, torch.float32), self.parameters(case, torch.float32)
-        self.compare("expanded gradient", case.name, case, x, p, torch.ones(()).expand(case.shape))
+        self.compare("expanded gradient", case.name, case, x, p, torch.ones((), device=self.device).expand(case.shape))
         turned = self.laid_out(self.normal(case.shape, torch.float32), "transposed")
         if turned is not None:
             self.compare("transposed gradient", case.name, case, x, p, turned)
@@ -262,10 +265,11 @@ class _Checker:
 
     def check_surrogate(self, case: Case) -> None:
         """Gradients against central differences of the surrogate, in fp64, its rounding residual held constant."""
-        x, p = self.normal(case.shape, torch.float64), self.parameters(case, torch.float64)
-        g = self.normal(case.shape, torch.float64)
-        for label, fn in (("fn", self.fn), ("reference", self.reference)):
-            _, dx, *dp = self.call(fn, x, p, g, case.keywords | case.unscaled)
+        x, g = self.normal(case.shape, torch.float64).cpu(), self.normal(case.shape, torch.float64).cpu()
+        p = [t.cpu() for t in self.parameters(case, torch.float64)]
+        for label, fn, device in (("fn", self.fn, self.device), ("reference", self.reference, torch.device("cpu"))):
+            on_device = (x.to(device), [t.to(device) for t in p], g.to(device))
+            _, dx, *dp = (t.cpu() for t in self.call(fn, *on_device, case.keywords | case.unscaled))
             f = self.surrogate(x, *p, **case.keywords)
             # The surrogate is piecewise smooth: a step this small crosses an edge of the clip range for hardly any element,
             # and where it does the one-sided differences disagree and the element is left out.
@@ -329,7 +333,7 @@ class _Checker:
         if case.keywords.get("axis") == 0:
             parameters = tuple((0,) for _ in parameters)
         empty = Case(case.name, shape, parameters, case.keywords)
-        zero = torch.zeros(shape)
+        zero = torch.zeros(shape, device=self.device)
         self.compare("empty input", case.name, empty, zero, self.parameters(empty, torch.float32), zero)
 
     def check_second_backward(self, case: Case) -> None:
@@ -368,6 +372,7 @@ def check_quantizer(
     threads: Sequence[int] = (1, 2),
     large: int = 300_000,
     seed: int = 0,
+    device: str = "cpu",
     name: str | None = None,
 ) -> Report:
     """Hold a quantizer against its reference, everywhere quantizers go wrong, and raise with a report if they differ.
@@ -404,6 +409,7 @@ def check_quantizer(
         dtypes, layouts, threads: what to try of each.
         large: elements of the determinism check.
         seed: of the inputs.
+        device: where ``fn`` runs. The reference always runs on the CPU.
         name: of the quantizer in the report; ``fn``'s own by default.
 
     Returns:
@@ -419,7 +425,7 @@ def check_quantizer(
         ...     return fastq.reference.lsq(x, step, bits=4, grad_scale=1.0)
         >>> print(fastq.testing.check_quantizer(mine, specification, term_bound=8))
     """
-    checker = _Checker(fn, reference, surrogate, term_bound, seed)
+    checker = _Checker(fn, reference, surrogate, term_bound, seed, device)
     checker.check_bits(cases, dtypes, layouts)
     for case in cases:
         checker.check_gradient_layouts(case)

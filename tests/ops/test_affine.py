@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from affine_cases import AFFINE_CASES, affine, affine_reference
+from device import BACKEND, DEVICE
 
 import fastq
 from fastq.testing import check_quantizer, same_bits
@@ -16,24 +17,28 @@ RANGES = [(-8, 7), (0, 255), (-128, 127), (0, 1)]
 
 def near_ties(shape: tuple[int, ...], scale: float, seed: int) -> torch.Tensor:
     """Codes and half-codes, a few ulp to either side: where multiplying by 1/scale and dividing part ways."""
-    generator = torch.Generator().manual_seed(seed)
-    k = torch.randint(-300, 300, shape, generator=generator).float() / 2
-    ulp = torch.randint(-3, 4, shape, generator=generator).float() * torch.finfo(torch.float32).eps
-    return k * scale * (1 + ulp)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    k = torch.randint(-300, 300, shape, generator=generator, device="cpu").float() / 2
+    ulp = torch.randint(-3, 4, shape, generator=generator, device="cpu").float() * torch.finfo(torch.float32).eps
+    return (k * scale * (1 + ulp)).to(DEVICE)
 
 
 def both(name: str, x: torch.Tensor, g: torch.Tensor, *args: Any, grads: tuple[int, ...] = ()) -> list[list[torch.Tensor]]:
-    """Output and gradients of torch's function and of ours of the same name; ``grads``: which of ``args`` learn."""
+    """Output and gradients of torch's function on the CPU and of ours of the same name; ``grads``: which of ``args`` learn."""
     results = []
-    for module in (torch, fastq):
-        leaves = [a.detach().clone().requires_grad_(i in grads) if isinstance(a, torch.Tensor) else a for i, a in enumerate(args)]
-        leaf = x.detach().requires_grad_()
+    for module, device in ((torch, "cpu"), (fastq, DEVICE)):
+        leaves = [
+            a.detach().to(device).clone().requires_grad_(i in grads) if isinstance(a, torch.Tensor) else a
+            for i, a in enumerate(args)
+        ]
+        leaf = x.detach().to(device).requires_grad_()
         y = getattr(module, name)(leaf, *leaves)
-        results.append([y.detach(), *torch.autograd.grad(y, [leaf, *(leaves[i] for i in grads)], g)])
+        gradients = torch.autograd.grad(y, [leaf, *(leaves[i] for i in grads)], g.to(device))
+        results.append([t.detach().cpu() for t in (y, *gradients)])
     return results
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", [BACKEND, "reference"])
 @pytest.mark.parametrize("qmin, qmax", RANGES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_per_tensor_is_cores(dtype: torch.dtype, qmin: int, qmax: int, backend: str) -> None:
@@ -51,7 +56,7 @@ def test_per_tensor_is_cores(dtype: torch.dtype, qmin: int, qmax: int, backend: 
                     assert all(torch.equal(a, b) for a, b in zip(core, ours, strict=True)), (scale, zero_point, args)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", [BACKEND, "reference"])
 @pytest.mark.parametrize("kind", [torch.int32, torch.float32], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_per_channel_is_cores_on_every_axis(dtype: torch.dtype, kind: torch.dtype, backend: str) -> None:
@@ -67,7 +72,7 @@ def test_per_channel_is_cores_on_every_axis(dtype: torch.dtype, kind: torch.dtyp
             assert all(torch.equal(a, b) for a, b in zip(core, ours, strict=True)), (shape, axis)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", [BACKEND, "reference"])
 @pytest.mark.parametrize("zero", [0.0, 1.3, -2.5, 2.5, -3.0, 40.0, -9.0])
 def test_learnable_is_cores(zero: float, backend: str) -> None:
     for shape, axis in (((50, 40), None), ((6, 5, 33), 0), ((6, 5, 33), 1), ((6, 5, 33), -1)):
@@ -87,8 +92,8 @@ def test_learnable_is_cores(zero: float, backend: str) -> None:
 
 
 def test_the_reference_is_held_on_every_case() -> None:
-    with fastq.use_backend("cpu"):
-        report = check_quantizer(affine, affine_reference, AFFINE_CASES, operators=operators())
+    with fastq.use_backend(BACKEND):
+        report = check_quantizer(affine, affine_reference, AFFINE_CASES, operators=operators(), device=DEVICE)
     assert len(report.results) > 200
 
 
