@@ -6,8 +6,10 @@ A program works on a tile of about 4096 elements:
 * rows: ``ROWS`` runs of one parameter each, ``BLOCK`` elements of every run (long runs are cut into chunks of 4096);
 * columns, where runs are shorter than 32: ``ROWS`` rows of ``channels * inner`` elements, ``BLOCK`` columns.
 
-The backward pass writes one partial sum per tile and run (or column), and a second kernel adds them in fp64, in an order that
-depends on the shape alone: the same bits on every run and on any GPU.
+The backward pass writes one partial sum per tile and run (or column), and a second kernel adds them in fp64. The tiles and the
+order of the second kernel depend on the shape alone, never on the number of SMs. Within a tile the order is the one that Triton's
+compiler lays out, which may differ between architectures and with the alignment of the storage: the same bits on every run of
+the same tensors. The C++ and CUDA kernels promise more.
 
 A method is a :class:`Method` of jit functions. ``parameters`` and ``p`` are tuples of tensors that broadcast against ``x``,
 ``r`` is ``(qmin, qmax, lower, upper, eps)``; the gradient passes where ``lower < v < upper``:
@@ -16,6 +18,8 @@ A method is a :class:`Method` of jit functions. ``parameters`` and ``p`` are tup
     forward(x, p, r) -> y
     backward(x, g, p, r) -> (dx, terms)         one term for each gradient, in the order of the parameters
     finish(index, total, parameters) -> gradient
+
+A method has at most four gradients.
 """
 
 from __future__ import annotations
@@ -162,7 +166,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    x, g, dx, parameters, partial, partials,
+    x, g, dx, parameters, partial, partials: i64,
     qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, outer: i64, channels: i64, inner, chunks,
     PREPARE: tl.constexpr, BACKWARD: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
     BY_BITS: tl.constexpr,
@@ -181,7 +185,7 @@ def backward_kernel(
 @triton.jit
 def finish_kernel(
     partial, gradients, parameters,
-    scale_0: fp64, scale_1: fp64, scale_2: fp64, scale_3: fp64, partials, channels: i64, count: i64, a, s,
+    scale_0: fp64, scale_1: fp64, scale_2: fp64, scale_3: fp64, partials: i64, channels: i64, count: i64, a, s,
     FINISH: tl.constexpr, F: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
@@ -254,7 +258,7 @@ _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 def _guard(x: torch.Tensor) -> Any:
     """Kernels start on the device and current stream of ``x``."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    return contextlib.nullcontext() if x.device.type == "cpu" else torch.get_device_module(x.device).device(x.device)
 
 
 def _options(x: torch.Tensor, shape: Geometry) -> dict[str, Any]:

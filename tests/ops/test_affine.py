@@ -113,8 +113,9 @@ def test_where_core_is_odd() -> None:
     assert x.grad is not None
     assert same_bits(x.grad, torch.tensor([math.nan, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]))
     assert fastq.fake_quantize_per_tensor_affine(torch.tensor([1.0, 0.0]), 0.0, 0, -8, 7).tolist() == [0.0, 0.0]
-    half = torch.randn(9, dtype=torch.float64)
-    assert fastq.fake_quantize_per_tensor_affine(half, 0.1, 0, -8, 7).dtype == torch.float64
+    wide = torch.linspace(-1, 1, 999, dtype=torch.float64)  # core would round 0.1 and the result to fp32
+    expected = (wide * (1 / 0.1)).round().clamp(-8, 7) * 0.1
+    assert torch.equal(fastq.fake_quantize_per_tensor_affine(wide, 0.1, 0, -8, 7), expected)
 
 
 def test_signatures_are_cores() -> None:

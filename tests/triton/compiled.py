@@ -72,7 +72,7 @@ def main(capability: int, storages: list[str]) -> None:
             F = STORAGE[storage]
             parameters = tuple(f"*{arithmetic}" for _ in range(method.parameters))
             scalars: dict[str, Any] = dict.fromkeys(("qmin", "qmax", "lower", "upper", "eps"), "fp64")
-            scalars |= {"outer": "i64", "channels": "i64", "inner": "i32", "chunks": "i32", "partials": "i32"}
+            scalars |= {"outer": "i64", "channels": "i64", "inner": "i32", "chunks": "i32", "partials": "i64"}
             for name, (rows, block, columns) in TILES.items():
                 common = {"PREPARE": method.prepare, "F": F, "ROWS": rows, "BLOCK": block, "COLUMNS": columns, "BY_BITS": False}
                 tensors = {"x": f"*{storage}", "y": f"*{storage}", "g": f"*{storage}", "dx": f"*{storage}",
@@ -85,8 +85,8 @@ def main(capability: int, storages: list[str]) -> None:
                     report[f"{method.name} {storage} {name} {kernel.__name__}"] = describe(compiled)
             if method.gradients:
                 types = {"partial": f"*{arithmetic}", "gradients": parameters[: method.gradients], "parameters": parameters}
-                types |= {f"scale_{i}": "fp64" for i in range(4)} | dict.fromkeys(("channels", "count"), "i64")
-                types |= dict.fromkeys(("partials", "a", "s"), "i32")
+                types |= {f"scale_{i}": "fp64" for i in range(4)} | dict.fromkeys(("partials", "channels", "count"), "i64")
+                types |= dict.fromkeys(("a", "s"), "i32")
                 constants = {"FINISH": method.finish, "F": F, "CHANNELS": 1, "BLOCK": 1024}
                 compiled = compile_kernel(elementwise.finish_kernel, types, constants, capability, 4)
                 report[f"{method.name} {storage} finish_kernel"] = describe(compiled)
