@@ -21,6 +21,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
         out.add_column(name, justify="right" if numeric and cells else "left", no_wrap=True)
     for row in cells:
         out.add_row(*row)
-    console = Console(file=io.StringIO(), width=200, force_terminal=color)
+    console = Console(file=io.StringIO(), width=200, force_terminal=color, markup=False, emoji=False)  # [ab] is a glob
     console.print(out)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]

@@ -2,8 +2,9 @@
 
 ===========  =======================================================================================================
 ``"lsq"``    ``s = 2 * mean|x| / sqrt(qmax)`` (Esser et al., https://arxiv.org/abs/1902.08153)
-``"lsq+"``   without an offset ``s = max(|mu - 3 sigma|, |mu + 3 sigma|) / 2**(b-1)``; with one, ``(s, offset)`` that minimise
-             ``||y - x||^2`` (Bhalgat et al., https://arxiv.org/abs/2004.09576)
+``"lsq+"``   without an offset ``s = max(|mu - 3 sigma|, |mu + 3 sigma|) * 2 / (qmax - qmin + 1)``, for b bits the paper's division
+             by ``2**(b-1)``; with one, ``(s, offset)`` that minimise ``||y - x||^2``, searched from the candidates of "mse"
+             (Bhalgat et al., https://arxiv.org/abs/2004.09576)
 ``"mse"``    the best of 100 steps, equally spaced up to the range of ``x``, by ``||y - x||^2`` (as oscillations-qat does)
 ===========  =======================================================================================================
 
@@ -28,7 +29,7 @@ def as_rows(x: torch.Tensor, axis: int | None, group_size: int | None) -> torch.
     """``x`` as one row of elements for each parameter."""
     if group_size is not None:
         return x.reshape(-1, group_size)
-    return x.reshape(1, -1) if axis is None else x.movedim(axis, 0).reshape(x.shape[axis], -1)
+    return x.reshape(1, -1) if axis is None else x.movedim(axis, 0).reshape(x.shape[axis], x.numel() // max(x.shape[axis], 1))
 
 
 def _error(rows: torch.Tensor, step: torch.Tensor, offset: torch.Tensor, qmin: int, qmax: int) -> torch.Tensor:
@@ -41,7 +42,8 @@ def _search(rows: torch.Tensor, qmin: int, qmax: int, with_offset: bool) -> tupl
     low, high = rows.amin(1), rows.amax(1)
     zero = torch.zeros_like(low)
     widest = (high - low) / (qmax - qmin) if with_offset else torch.maximum(high / qmax, low / qmin if qmin < 0 else zero)
-    widest = torch.where(widest > 0, widest, torch.ones_like(widest))
+    known = widest > 0
+    widest = torch.where(known, widest, torch.ones_like(widest))
     best_step, best_offset, best = widest, low - qmin * widest if with_offset else zero, torch.full_like(low, math.inf)
     for k in range(1, CANDIDATES + 1):
         step = widest * (k / CANDIDATES)
@@ -63,7 +65,9 @@ def _search(rows: torch.Tensor, qmin: int, qmax: int, with_offset: bool) -> tupl
             break
         best_step, best_offset = torch.where(better, step, best_step), torch.where(better, offset, best_offset)
         best = torch.where(better, error, best)
-    return best_step, best_offset
+    # One value throughout, or nothing above 0 for an unsigned range: every step is as good, and the smallest would do harm later.
+    constant = low - min(max(qmin, 0), qmax) if with_offset else zero
+    return torch.where(known, best_step, 1.0), torch.where(known, best_offset, constant)
 
 
 @torch.no_grad()
@@ -74,7 +78,7 @@ def initial_values(
     if how not in INITIALIZERS:
         raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}, got {how!r}")
     rows = as_rows(x.detach(), axis, group_size).float()
-    if rows.shape[1] == 0:
+    if rows.numel() == 0:
         return torch.ones(rows.shape[0], device=x.device), torch.zeros(rows.shape[0], device=x.device)
     zero = torch.zeros(rows.shape[0], device=x.device)
     if how == "lsq" or (how == "lsq+" and not offset):

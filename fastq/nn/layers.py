@@ -12,6 +12,12 @@ from .quantizer import LSQ
 
 __all__ = ["QUANTIZED", "QuantConv1d", "QuantConv2d", "QuantLinear"]
 
+#: Where ``nn.Module`` keeps what users hook onto a layer.
+HOOKS = (
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook",
+)  # fmt: skip
+
 
 class _Quantized:
     """What the three layers share. A quantizer that is None leaves its tensor in floating point."""
@@ -22,8 +28,12 @@ class _Quantized:
 
     def _set_quantizers(self, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> None:
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        for quantizer in (weight_quantizer, input_quantizer):
+            if quantizer is not None:
+                quantizer.to(self.weight.device)
         if weight_quantizer is not None and not weight_quantizer._initialized:
-            weight_quantizer.initialize(self.weight)
+            # DDP makes weights, and their steps with them, equal when it wraps the model: no rank waits for another here
+            weight_quantizer.initialize(self.weight, synchronize=False)
 
     def _quantized(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = input if self.input_quantizer is None else self.input_quantizer(input)
@@ -31,12 +41,16 @@ class _Quantized:
 
     @classmethod
     def _adopt(cls, module: Any, weight_quantizer: LSQ | None, input_quantizer: LSQ | None, arguments: dict[str, Any]) -> Any:
+        if not isinstance(module.weight, nn.Parameter):
+            raise ValueError(
+                f"{cls.__name__}: weight must be a parameter, but a hook computes it (weight norm, spectral norm, pruning); "
+                "make it permanent first"
+            )
         make: Any = cls
         new = make(**arguments, bias=module.bias is not None, device="meta")
         new.weight, new.bias = module.weight, module.bias
-        for quantizer in (weight_quantizer, input_quantizer):
-            if quantizer is not None:
-                quantizer.to(module.weight.device)
+        for hooks in HOOKS:
+            setattr(new, hooks, getattr(module, hooks))  # the same dict: the handle that the user holds still removes
         new._set_quantizers(weight_quantizer, input_quantizer)
         return new.train(module.training)
 

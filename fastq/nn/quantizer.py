@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..granularity import compute_dtype
+from ..granularity import check_input, compute_dtype, normalize_axis, parameter_shape
 from ..ops import lsq
 from ..ranges import BOUNDARIES, integer_range
 from ..reference.lsq import codes, effective_step
@@ -58,7 +58,7 @@ class LSQ(nn.Module):
             raise ValueError(f"LSQ: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
         if axis is not None and group_size is not None:
             raise ValueError(f"LSQ: axis={axis} and group_size={group_size} exclude each other; give one of them")
-        integer_range("LSQ", bits, bool(signed), narrow and signed is not False)
+        integer_range("LSQ", bits, bool(signed), narrow and signed is not None)
         self.bits, self.narrow, self.axis, self.group_size, self.init = bits, narrow, axis, group_size, init
         self.boundary, self.grad_scale, self.offset_grad_scale, self.eps = boundary, grad_scale, offset_grad_scale, eps
         self.step = nn.Parameter(torch.ones(shape))
@@ -78,36 +78,50 @@ class LSQ(nn.Module):
     def qmax(self) -> int:
         return self._range()[1]
 
-    def _range(self) -> tuple[int, int]:
-        return integer_range("LSQ", self.bits, self._signed, self.narrow and self._signed)
+    def _range(self, signed: bool | None = None) -> tuple[int, int]:
+        signed = self._signed if signed is None else signed
+        return integer_range("LSQ", self.bits, signed, self.narrow and signed)
 
-    def initialize(self, x: torch.Tensor) -> None:
-        """Set step and offset from ``x``, the same on every rank."""
-        group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    def initialize(self, x: torch.Tensor, *, synchronize: bool = True) -> None:
+        """Set step and offset from ``x``; with ``synchronize`` in a process group all ranks must call, and get the same.
+
+        Nothing happens on the meta device, which has no values. Raises ``TypeError`` or ``ValueError`` where ``x`` does not fit
+        the quantizer, and then leaves it as it was.
+        """
+        check_input("LSQ", x)
+        needed = parameter_shape(x, *normalize_axis("LSQ", x, self.axis, self.group_size))
+        if (self.step.numel() != 1) if needed == () else tuple(self.step.shape) != needed:
+            raise ValueError(
+                f"LSQ: step must have shape {needed or (1,)} for x of shape {tuple(x.shape)}, got {tuple(self.step.shape)}"
+            )
+        if x.is_meta:
+            return
+        group = synchronize and torch.distributed.is_available() and torch.distributed.is_initialized()
+        signed = self._signed
         if self.decides_sign:
             negative = (x.detach() < 0).any().to(torch.int32)
             if group:
                 torch.distributed.all_reduce(negative, torch.distributed.ReduceOp.MAX)
-            self._signed = bool(negative)
-            self.is_signed.fill_(self._signed)
+            signed = bool(negative)
+        qmin, qmax = self._range(signed)
         where: dict[str, Any] = {"axis": self.axis, "group_size": self.group_size, "offset": self.offset is not None}
-        values = torch.stack(initial_values(x, self.init, self.qmin, self.qmax, **where))
+        values = torch.stack(initial_values(x, self.init, qmin, qmax, **where))
         if group:
             torch.distributed.all_reduce(values)
             values /= torch.distributed.get_world_size()
-        if values[0].numel() != self.step.numel():
-            needed = f"x of shape {tuple(x.shape)} needs {len(values[0])} steps"
-            raise ValueError(f"LSQ: step has shape {tuple(self.step.shape)}, but {needed}")
         with torch.no_grad():
             self.step.copy_(values[0].view_as(self.step))
             if self.offset is not None:
                 self.offset.copy_(values[1].view_as(self.offset))
+            self.is_signed.fill_(signed)
             self.initialized.fill_(True)
-        self._initialized = True
+        self._initialized, self._signed = True, signed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self._initialized:
-            self.initialize(x)
+            _read_buffers(self)  # DDP, averaging and the like write into buffers and tell nobody
+            if not self._initialized:
+                self.initialize(x)
         step, offset = self._parameters_for(x)
         return lsq(
             x, step, bits=self._range(), offset=offset, axis=self.axis, group_size=self.group_size,
@@ -139,8 +153,7 @@ class LSQ(nn.Module):
         return super()._apply(keep_precision, recurse)
 
     def extra_repr(self) -> str:
-        low, high = self._range()
-        sign = "by first batch" if self.decides_sign and not self._initialized else f"[{low}, {high}]"
+        sign = "by first batch" if self.decides_sign and not self._initialized else str(list(self._range()))
         grain = "per tensor" if self.group_size is None else f"group_size={self.group_size}"
         grain = grain if self.axis is None else f"axis={self.axis}"
         return (
@@ -149,6 +162,6 @@ class LSQ(nn.Module):
         )
 
 
-def _read_buffers(module: nn.Module, incompatible: Any) -> None:
-    if isinstance(module, LSQ):
+def _read_buffers(module: nn.Module, incompatible: Any = None) -> None:
+    if isinstance(module, LSQ) and not module.initialized.is_meta:
         module._initialized, module._signed = bool(module.initialized), bool(module.is_signed)

@@ -46,8 +46,18 @@ class Preparation:
         return table(("layer", "type", "weight", "granularity", "activation", "note"), rows)
 
 
-def _matches(pattern: str, name: str, module: nn.Module) -> bool:
-    return pattern == type(module).__name__ or fnmatch.fnmatchcase(name, pattern)
+def _matches(pattern: str, names: list[str], module: nn.Module) -> bool:
+    return pattern == type(module).__name__ or any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def _leave_fast_path(model: nn.Module) -> None:
+    """In eval mode torch's transformer layers hand the weights of their linear layers to one fused operator, past the
+    quantizers. They do not where the activation is unknown to that operator, which is what is said here."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, LSQ) for m in module.modules()):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, LSQ) for m in module.modules()):
+            module.use_nested_tensor = False
 
 
 def _quantizers(module: nn.Module, r: LayerRecipe) -> dict[str, LSQ | None]:
@@ -68,7 +78,9 @@ def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
 
     The layers keep their parameters, so that an optimizer made before goes on working; add the new ones (the steps) to it. The
     model stays an ordinary ``nn.Module``: ``deepcopy``, ``pickle``, ``state_dict``, ``.to()``, DDP. Weight steps are set at
-    once; activation steps by the first batch.
+    once, on each process for itself; activation steps by the first batch, the same on every rank of a process group. First and
+    last are meant in the order of ``model.named_modules()``. Hooks stay on their layers; where an error is raised, nothing has
+    changed. Transformer encoder layers lose torch's fused inference path, which would pass the quantizers by.
 
     Args:
         model: any module. Layers shared between several places are replaced once and stay shared. Only the three types
@@ -80,8 +92,8 @@ def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
 
     Raises:
         TypeError: not a module, or not a recipe.
-        ValueError: nothing to quantize, already prepared, uninitialised lazy layers, or a pattern of ``overrides`` or ``skip``
-            that matches no layer (it is named).
+        ValueError: nothing to quantize, already prepared, uninitialised lazy layers, a weight that a hook computes, or a pattern
+            of ``overrides`` or ``skip`` that matches no layer (it is named).
 
     Example:
         >>> print(fastq.prepare(model, fastq.recipes.lsq(weight_bits=4, activation_bits=4)))
@@ -97,14 +109,18 @@ def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
             raise ValueError(f"prepare: the model is prepared already ({name or 'it'} is a quantizer)")
         if isinstance(module, layer_types) and any(is_lazy(p) for p in module.parameters()):
             raise ValueError(f"prepare: layer {name!r} is lazy and not initialised; run a batch through the model first")
-    candidates = [(name, module) for name, module in model.named_modules() if isinstance(module, layer_types)]
+    names: dict[nn.Module, list[str]] = {}  # a shared layer has several, and answers to each
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, layer_types):
+            names.setdefault(module, []).append(name)
+    candidates = [(known[0], module) for module, known in names.items()]
     for argument, patterns in (("overrides", recipe.overrides), ("skip", recipe.skip)):
         for pattern in patterns:
-            if not any(_matches(pattern, name, module) for name, module in candidates):
+            if not any(_matches(pattern, known, module) for module, known in names.items()):
                 raise ValueError(f"prepare: {argument} pattern {pattern!r} matches no Linear, Conv1d or Conv2d layer of the model")
     chosen = [
         name for name, module in candidates
-        if type(module) in QUANTIZED and not any(_matches(pattern, name, module) for pattern in recipe.skip)
+        if type(module) in QUANTIZED and not any(_matches(pattern, names[module], module) for pattern in recipe.skip)
     ]  # fmt: skip
     if not chosen:
         raise ValueError("prepare: the model has no Linear, Conv1d or Conv2d layer to quantize")
@@ -125,12 +141,17 @@ def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
             )
             note = "first layer" if name == chosen[0] else "last layer"
         for pattern, values in recipe.overrides.items():
-            if _matches(pattern, name, module):
+            if _matches(pattern, names[module], module):
                 layer_recipe, note = replace(layer_recipe, **values), f"override {pattern!r}"
-        new[module] = QUANTIZED[type(module)].from_float(module, **_quantizers(module, layer_recipe))
+        try:
+            new[module] = QUANTIZED[type(module)].from_float(module, **_quantizers(module, layer_recipe))
+        except ValueError as error:
+            raise ValueError(f"prepare: layer {name!r}: {error}") from None
         layers.append(Layer(name, type(module).__name__, layer_recipe, note))
     for parent in list(model.modules()):  # not named_children(), which gives a module that has two names only once
         for child_name, child in list(parent._modules.items()):
             if child in new:
                 parent._modules[child_name] = new[child]
-    return Preparation(new.get(model, model), tuple(layers))
+    model = new.get(model, model)
+    _leave_fast_path(model)
+    return Preparation(model, tuple(layers))
