@@ -1,4 +1,4 @@
-"""The demo as a user meets it: a quick run, the same numbers twice, and its refusals."""
+"""The demo as a user meets it: a quick run and its refusals."""
 
 import json
 import subprocess
