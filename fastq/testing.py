@@ -122,8 +122,10 @@ class _Checker:
     """The state of one run: the two functions, the random numbers, the results so far."""
 
     def __init__(
-        self, fn: Quantizer, reference: Quantizer, surrogate: Any, term_bound: float, seed: int, device: str = "cpu"
-    ) -> None:
+        self, fn: Quantizer, reference: Quantizer, surrogate: Any, term_bound: float, seed: int,
+        device: str = "cpu", exact_sums: bool = True,
+    ) -> None:  # fmt: skip
+        self.exact_sums = exact_sums
         self.fn, self.reference, self.surrogate, self.term_bound = fn, reference, surrogate, term_bound
         self.device = torch.device(device)
         self.generator = torch.Generator("cpu").manual_seed(seed)
@@ -148,6 +150,10 @@ class _Checker:
     def grid(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Multiples of 1/8 from -5 to 5: codes, ties and clip edges for a step of 1/4."""
         return (torch.randint(-40, 41, shape, generator=self.generator, device="cpu") / 8).to(self.device, dtype)
+
+    def whole(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Integers from 1 to 4: with :meth:`grid` and parameters of 1/4, sums below 2**24 that no order rounds."""
+        return torch.randint(1, 5, shape, generator=self.generator, device="cpu").to(self.device, dtype)
 
     def extremes(self, shape: tuple[int, ...], dtype: torch.dtype, largest: bool = True) -> torch.Tensor:
         """Zeros of both signs, denormals, the largest numbers, infinities, NaN, and the neighbours of ties.
@@ -183,12 +189,18 @@ class _Checker:
     def call(fn: Quantizer, x: torch.Tensor, parameters: Sequence[torch.Tensor], g: torch.Tensor, keywords: dict[str, Any]) -> Any:
         """``y, dx, parameter gradients``; the inputs themselves are passed, as leaves that require a gradient."""
         leaf = x.detach().requires_grad_()
-        leaves = [p.detach().clone().requires_grad_() for p in parameters]
+        leaves = [p.detach().requires_grad_() for p in parameters]
         y = fn(leaf, *leaves, **keywords)
         return (y.detach(), *torch.autograd.grad(y, [leaf, *leaves], g))
 
-    def compare(self, check: str, name: str, case: Case, x: torch.Tensor, p: Sequence[torch.Tensor], g: torch.Tensor) -> None:
-        """``y`` and ``dx`` by their bits and strides; parameter gradients within what the order of summation can change."""
+    def compare(
+        self, check: str, name: str, case: Case, x: torch.Tensor, p: Sequence[torch.Tensor], g: torch.Tensor, exact: bool = False
+    ) -> None:
+        """``y`` and ``dx`` by their bits and strides; parameter gradients within what the order of summation can change.
+
+        ``exact``: every term is a small multiple of a power of two, so that no order rounds, and what remains is the
+        rounding of the scale that multiplies the sum.
+        """
         before = [bits(t).clone() for t in (x, *p, g)]
         try:
             got = self.call(self.fn, x, p, g, case.keywords)
@@ -213,7 +225,13 @@ class _Checker:
                 finite = b.isfinite()
                 if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
                     detail = detail or f"gradient of parameter {i}: other infinities"
-                off = (a - b)[finite].abs().max().item() if bool(finite.any()) else 0.0
+                apart = (a - b)[finite].abs()
+                if exact:
+                    relative = 8 * torch.finfo(a.dtype).eps * b[finite].abs()
+                    if bool((apart > relative).any()):
+                        seen, expected = a.flatten()[:4].tolist(), b.flatten()[:4].tolist()
+                        detail = detail or f"gradient of parameter {i}, an exact sum: {seen} where {expected} was expected"
+                off = apart.max().item() if bool(finite.any()) else 0.0
                 if off > bound:
                     detail = detail or f"gradient of parameter {i} is off by {off:.3g}, more than {bound:.3g}"
         if any(not torch.equal(b, bits(t)) for b, t in zip(before, (x, *p, g), strict=True)):
@@ -233,7 +251,12 @@ class _Checker:
                     if x is not None:
                         self.compare("layouts", f"{name}, {layout}", case, x, self.parameters(case, kind), g)
                 quarter = self.parameters(case, kind, 0.25)
-                self.compare("ties and edges", name, case, self.grid(case.shape, dtype), quarter, g)
+                on_grid = self.grid(case.shape, dtype)
+                self.compare("ties and edges", name, case, on_grid, quarter, g)
+                for layout in layouts if self.exact_sums else ():
+                    whole = self.laid_out(self.whole(case.shape, dtype), layout)
+                    if whole is not None:
+                        self.compare("exact sums", f"{name}, {layout}", case, on_grid, quarter, whole, exact=True)
                 self.compare("extreme inputs", name, case, self.extremes(case.shape, dtype), quarter, g)
                 with_extremes = self.extremes(case.shape, dtype, largest=False)
                 self.compare("extreme gradients", name, case, self.normal(case.shape, dtype), quarter, with_extremes)
@@ -241,6 +264,10 @@ class _Checker:
             for value in (0.0, -0.0, -0.25, 1e-42, math.inf, -math.inf, math.nan):
                 p = [self.parameters(case, torch.float32, value)[0], *self.parameters(case, torch.float32)[1:]]
                 self.compare("extreme parameters", f"{case.name}, {value}", case, x, p, g)
+            if self.exact_sums:
+                p = [self.parameters(case, torch.float32, -0.25)[0], *self.parameters(case, torch.float32, 0.25)[1:]]
+                x, g = self.grid(case.shape, torch.float32), self.whole(case.shape, torch.float32)
+                self.compare("exact sums", f"{case.name}, first parameter -0.25", case, x, p, g, exact=True)
 
     def check_gradient_layouts(self, case: Case) -> None:
         x, p = self.normal(case.shape, torch.float32), self.parameters(case, torch.float32)
@@ -367,6 +394,7 @@ def check_quantizer(
     surrogate: Callable[..., Quantizer] | None = None,
     operators: Iterable[tuple[Any, tuple[Any, ...]]] = (),
     term_bound: float = 256.0,
+    exact_sums: bool = True,
     dtypes: Iterable[torch.dtype] = tuple(DTYPES),
     layouts: Sequence[str] = LAYOUTS,
     threads: Sequence[int] = (1, 2),
@@ -382,6 +410,7 @@ def check_quantizer(
     ======================  ==========================================================================================
     layouts                 bits and strides of ``y`` and ``dx``; contiguous, transposed, channels_last, strided, misaligned
     ties and edges          ``x`` on multiples of half a step: rounding ties, clip edges, exact zeros
+    exact sums              integer gradients on that grid: parameter gradients to 8 roundings, as nothing else rounds
     extreme inputs          +-0, denormals, the largest numbers, +-inf, NaN, neighbours of ties; in ``x``, then in ``g``
     extreme parameters      the first parameter 0, -0, negative, denormal, +-inf, NaN
     expanded gradient       ``g`` with strides of 0 (what ``y.sum().backward()`` sends), and transposed
@@ -406,6 +435,7 @@ def check_quantizer(
             (for LSQ ``s * (clip(x/s) + r)``).
         operators: ``(operator, arguments)`` pairs for opcheck.
         term_bound: the largest magnitude of one element's derivative by a parameter (the largest code, for a step).
+        exact_sums: set it to False for a formula whose terms are not multiples of a power of two on that grid (tanh, exp).
         dtypes, layouts, threads: what to try of each.
         large: elements of the determinism check.
         seed: of the inputs.
@@ -425,7 +455,7 @@ def check_quantizer(
         ...     return fastq.reference.lsq(x, step, bits=4, grad_scale=1.0)
         >>> print(fastq.testing.check_quantizer(mine, specification, term_bound=8))
     """
-    checker = _Checker(fn, reference, surrogate, term_bound, seed, device)
+    checker = _Checker(fn, reference, surrogate, term_bound, seed, device, exact_sums)
     checker.check_bits(cases, dtypes, layouts)
     for case in cases:
         checker.check_gradient_layouts(case)
