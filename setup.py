@@ -147,7 +147,8 @@ def plan() -> tuple[Ninja, list[tuple[str, str]], dict[str, object]]:
     tag = f"{sysconfig.get_config_var('SOABI')}-torch{torch.version}"
     ninja = Ninja(ROOT / "build" / "native" / tag.replace("+", "-"))
     include = f"-isystem {ninja.escape(str(torch.folder / 'include'))}"
-    ninja.rule("cxx", f"{compiler} {' '.join(CXX_FLAGS)} $flags -MD -MF $out.d -c $in -o $out")
+    here = f"-fmacro-prefix-map={ninja.escape(str(ROOT))}/="  # a message names csrc/..., not where it was built
+    ninja.rule("cxx", f"{compiler} {' '.join(CXX_FLAGS)} {here} $flags -MD -MF $out.d -c $in -o $out")
     ninja.rule("link", f"{compiler} -shared $in -o $out $flags", depfile=False)
 
     def compile(out: str, source: str, flags: list[str], **more: str) -> str:

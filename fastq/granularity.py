@@ -37,6 +37,9 @@ def check_input(op: str, x: torch.Tensor) -> None:
 
 def normalize_axis(op: str, x: torch.Tensor, axis: int | None, group_size: int | None) -> tuple[int, int]:
     """``(axis, group_size)`` as the ops take them: axis in ``[0, x.dim())`` or -1, group size positive or 0."""
+    for name, value in (("axis", axis), ("group_size", group_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):
+            raise TypeError(f"{op}: {name} must be an int or None, got {value!r}")
     if axis is not None:
         if group_size is not None:
             raise ValueError(f"{op}: axis={axis} and group_size={group_size} exclude each other; give one of them")
@@ -71,12 +74,16 @@ def check_parameter(op: str, name: str, p: torch.Tensor, x: torch.Tensor, axis: 
         raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {p.layout}")
     if p.device != x.device:
         raise ValueError(f"{op}: {name} must be on the device of x, {x.device}, got {p.device}")
-    if axis < 0 and not group_size:
+    if axis == -1 and not group_size:
         if p.numel() != 1:
             raise ValueError(
                 f"{op}: {name} must have one element per tensor, got shape {tuple(p.shape)}; "
                 "for one per channel give axis=, for one per group give group_size="
             )
+    elif not -1 <= axis < x.dim():  # arguments that did not come through normalize_axis
+        raise ValueError(f"{op}: axis must be in [0, {x.dim() - 1}] for x of {x.dim()} dimensions, or -1 for none, got {axis}")
+    elif group_size and (x.dim() == 0 or x.shape[-1] % group_size != 0):
+        raise ValueError(f"{op}: group_size={group_size} must divide the last axis of x, got shape {tuple(x.shape)}")
     elif tuple(p.shape) != (shape := parameter_shape(x, axis, group_size)):
         kind = f"group_size={group_size}" if group_size else f"axis={axis}"
         raise ValueError(f"{op}: {name} must have shape {shape} for x of shape {tuple(x.shape)} and {kind}, got {tuple(p.shape)}")

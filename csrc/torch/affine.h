@@ -11,9 +11,12 @@ namespace fastq {
 
 // There is no step to keep away from 0 and no boundary to choose: core's convention has neither.
 inline Arguments affine_arguments(const char* op, bool learnable, int64_t qmin, int64_t qmax, int64_t axis) {
-  if (!learnable) return arguments<Affine<Learns::nothing>>(op, Method::affine, qmin, qmax, axis, 0, 0.0);
-  return axis < 0 ? arguments<Affine<Learns::per_tensor>>(op, Method::affine_per_tensor, qmin, qmax, axis, 0, 0.0)
-                  : arguments<Affine<Learns::per_channel>>(op, Method::affine_per_channel, qmin, qmax, axis, 0, 0.0);
+  const auto with = [&]<class M>(M, Method method) {
+    return arguments<M>(op, method, qmin, qmax, axis, 0, 0.0, {"scale", "zero_point"});
+  };
+  if (!learnable) return with(Affine<Learns::nothing>(), Method::affine);
+  return axis < 0 ? with(Affine<Learns::per_tensor>(), Method::affine_per_tensor)
+                  : with(Affine<Learns::per_channel>(), Method::affine_per_channel);
 }
 
 template <const Runner& runner>

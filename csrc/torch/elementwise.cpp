@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <string>
 
 namespace fastq {
 
@@ -11,13 +12,25 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
+// What every message begins with: the operator, then what of it is wrong.
+#define FASTQ_CHECK(condition, ...) STD_TORCH_CHECK(condition, "fastq::", a.op, ": ", __VA_ARGS__)
+
+std::string shape_of(const int64_t* sizes, size_t dim) {
+  std::string text = "(";
+  for (size_t d = 0; d < dim; ++d) text += std::to_string(sizes[d]) + (d + 1 < dim ? ", " : dim == 1 ? "," : "");
+  return text + ")";
+}
+std::string shape_of(const Tensor& t) {
+  return shape_of(t.sizes().data(), t.dim());
+}
+
 DType storage_type(const Arguments& a, const Tensor& x) {
   switch (x.scalar_type()) {
     case ScalarType::Float: return DType::f32;
     case ScalarType::BFloat16: return DType::bf16;
     case ScalarType::Half: return DType::f16;
     case ScalarType::Double: return DType::f64;
-    default: STD_TORCH_CHECK(false, "fastq::", a.op, ": x must be float32, bfloat16, float16 or float64");
+    default: FASTQ_CHECK(false, "x must be float32, bfloat16, float16 or float64, got ", x.scalar_type());
   }
 }
 
@@ -123,11 +136,52 @@ void mask_bounds(Call& c, int64_t boundary) {
   if (upper_belongs) c.upper = above(c.upper, f64);
 }
 
+// The checks of the Python side once more: these are what stands between a caller of the operator and foreign memory.
+void check_arguments(const Arguments& a, const Tensor& x) {
+  FASTQ_CHECK(a.qmin < a.qmax, "qmin must be below qmax, got ", a.qmin, " and ", a.qmax);
+  FASTQ_CHECK(kOpen <= a.boundary && a.boundary <= kRounded, "boundary must be 0, 1 or 2, got ", a.boundary);
+  FASTQ_CHECK(-1 <= a.axis && a.axis < x.dim(), "axis must be -1 (none) or below the ", x.dim(),
+              " dimensions of x, got ", a.axis);
+  FASTQ_CHECK(a.group_size >= 0, "group_size must be at least 0 (none), got ", a.group_size);
+  FASTQ_CHECK(a.axis < 0 || a.group_size == 0, "axis=", a.axis, " and group_size=", a.group_size,
+              " exclude each other");
+  FASTQ_CHECK(a.group_size == 0 || (x.dim() > 0 && x.size(x.dim() - 1) % a.group_size == 0),
+              "group_size=", a.group_size, " must divide the last axis of x, got shape ", shape_of(x));
+}
+
+void check_parameter(const Arguments& a, const char* name, const Tensor& parameter, const Tensor& x) {
+  const ScalarType type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  FASTQ_CHECK(parameter.scalar_type() == type, name, " must be float32 (float64 for float64 x), got ",
+              parameter.scalar_type());
+  FASTQ_CHECK(parameter.device() == x.device(), name, " must be on the device of x");
+  if (a.axis < 0 && a.group_size == 0) {
+    FASTQ_CHECK(parameter.numel() == 1, name, " must have one element per tensor, got shape ", shape_of(parameter));
+    return;
+  }
+  std::vector<int64_t> expected = {a.axis < 0 ? 0 : x.size(a.axis)};
+  if (a.group_size > 0) {
+    expected.assign(x.sizes().begin(), x.sizes().end());
+    expected.back() /= a.group_size;
+  }
+  const auto sizes = parameter.sizes();
+  FASTQ_CHECK(std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()), name, " must have shape ",
+              shape_of(expected.data(), expected.size()), ", got ", shape_of(parameter));
+}
+
+void check_gradient(const Arguments& a, const Tensor& grad, const Tensor& x) {
+  FASTQ_CHECK(grad.scalar_type() == x.scalar_type(), "grad must have the dtype of x, ", x.scalar_type(), ", got ",
+              grad.scalar_type());
+  FASTQ_CHECK(grad.device() == x.device(), "grad must be on the device of x");
+  FASTQ_CHECK(std::equal(grad.sizes().begin(), grad.sizes().end(), x.sizes().begin(), x.sizes().end()),
+              "grad must have the shape of x, ", shape_of(x), ", got ", shape_of(grad));
+}
+
 Prepared prepare(const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
   // The operators have no autograd formula: under grad mode a gradient would be lost in silence.
   STD_TORCH_CHECK(!aoti_torch_grad_mode_is_enabled(), "fastq::", a.op,
                   " is a private operator without an autograd formula; call the public function of fastq, or this one "
                   "under torch.no_grad()");
+  check_arguments(a, x);
   Prepared p{x};
   Call& c = p.call;
   c.method = a.method;
@@ -147,11 +201,8 @@ Prepared prepare(const Arguments& a, const Tensor& x, const std::vector<Tensor>&
   Geometry& geometry = c.geometry;
   const int64_t numel = x.numel();
   if (a.group_size > 0) {
-    STD_TORCH_CHECK(x.dim() > 0 && x.size(x.dim() - 1) % a.group_size == 0, "fastq::", a.op, ": group_size ",
-                    a.group_size, " does not divide the last axis of x");
     geometry = {1, numel / a.group_size, a.group_size};
   } else if (a.axis >= 0) {
-    STD_TORCH_CHECK(a.axis < x.dim(), "fastq::", a.op, ": axis ", a.axis, " is out of range");
     geometry = {1, x.size(a.axis), 1};
     bool inside = false;
     for (int64_t d : memory_order(p.x)) {
@@ -166,15 +217,10 @@ Prepared prepare(const Arguments& a, const Tensor& x, const std::vector<Tensor>&
     geometry = {1, 1, numel};
   }
 
-  const ScalarType type = c.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
-  for (const Tensor& parameter : parameters) {
-    STD_TORCH_CHECK(parameter.scalar_type() == type, "fastq::", a.op,
-                    ": parameters must be float32 (float64 for float64 x)");
-    STD_TORCH_CHECK(parameter.device() == x.device(), "fastq::", a.op, ": parameters must be on the device of x");
-    STD_TORCH_CHECK(parameter.numel() == geometry.channels, "fastq::", a.op, ": a parameter has ", parameter.numel(),
-                    " elements where x and its granularity call for ", geometry.channels);
-    p.parameters.push_back(parameter.is_contiguous() ? parameter : torch::stable::contiguous(parameter));
-    c.parameter[p.parameters.size() - 1] = p.parameters.back().const_data_ptr();
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    check_parameter(a, a.names[i], parameters[i], x);
+    p.parameters.push_back(parameters[i].is_contiguous() ? parameters[i] : torch::stable::contiguous(parameters[i]));
+    c.parameter[i] = p.parameters.back().const_data_ptr();
   }
   c.x = p.x.const_data_ptr();
 
@@ -218,8 +264,7 @@ std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const
                                  const std::vector<Tensor>& parameters) {
   Prepared p = prepare(a, x, parameters);
   Call& c = p.call;
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.numel() == x.numel() && grad.dim() == x.dim(),
-                  "fastq::", a.op, ": grad must have the shape and dtype of x");
+  check_gradient(a, grad, x);
   Tensor dx = allocate_like(p.x);
   std::vector<Tensor> result = {dx};
   c.gradients = a.gradients;

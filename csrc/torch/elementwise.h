@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct Arguments {
   int parameters, prepared_values, gradients;
   int64_t qmin, qmax, axis, group_size;
   double eps;
+  std::array<const char*, kMaxParameters> names;  // of the parameters, for messages
   int64_t boundary = kOpen;
   double scales[kMaxParameters] = {};  // of the gradients, backward only
 };
@@ -37,8 +39,8 @@ struct Arguments {
 // M is the struct in csrc/methods that `method` names.
 template <class M>
 Arguments arguments(const char* op, Method method, int64_t qmin, int64_t qmax, int64_t axis, int64_t group_size,
-                    double eps) {
-  return {op, method, M::kParameters, M::kPrepared, M::kGradients, qmin, qmax, axis, group_size, eps};
+                    double eps, std::array<const char*, kMaxParameters> names) {
+  return {op, method, M::kParameters, M::kPrepared, M::kGradients, qmin, qmax, axis, group_size, eps, names};
 }
 
 // A device's way to run a filled-in Call. CPU and CUDA libraries each have one.

@@ -10,8 +10,8 @@ namespace fastq {
 
 inline Arguments lsq_arguments(const char* op, bool offset, int64_t qmin, int64_t qmax, int64_t axis,
                                int64_t group_size, double eps) {
-  return offset ? arguments<LSQ<true>>(op, Method::lsq_offset, qmin, qmax, axis, group_size, eps)
-                : arguments<LSQ<false>>(op, Method::lsq, qmin, qmax, axis, group_size, eps);
+  return offset ? arguments<LSQ<true>>(op, Method::lsq_offset, qmin, qmax, axis, group_size, eps, {"step", "offset"})
+                : arguments<LSQ<false>>(op, Method::lsq, qmin, qmax, axis, group_size, eps, {"step"});
 }
 
 inline std::vector<Tensor> lsq_parameters(const Tensor& step, const std::optional<Tensor>& offset) {

@@ -29,6 +29,17 @@ def check(op: str, x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | N
             raise ValueError(f"{op}: offset must have the shape of step, {tuple(step.shape)}, got {tuple(offset.shape)}")
 
 
+def gradient_factor(grad_scale: float | str) -> tuple[float, int]:
+    """``grad_scale`` as the operators take it: a factor, and 0 or the number of the norm that multiplies it."""
+    if isinstance(grad_scale, str):
+        if grad_scale in GRAD_NORMS:
+            return 1.0, GRAD_NORMS[grad_scale]
+        raise ValueError(f"lsq: grad_scale must be a float, 'lsq' or 'lsq-full', got {grad_scale!r}")
+    if isinstance(grad_scale, bool) or not isinstance(grad_scale, (int, float, torch.SymFloat)):
+        raise TypeError(f"lsq: grad_scale must be a float, 'lsq' or 'lsq-full', got {type(grad_scale).__name__}")
+    return grad_scale, 0
+
+
 def _fake_forward(x: Any, step: Any, offset: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float) -> Any:
     check("lsq", x, step, offset, axis, group_size)
     return torch.empty_like(x)
@@ -83,6 +94,7 @@ class LSQ(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         check("lsq", x, step, offset, axis, group_size)
         checks.check_values("lsq", x, step, offset)
+        factor, norm = gradient_factor(grad_scale)
         backend = dispatch.select(x)
         ctx.save_for_backward(x, step, offset)
         ctx.backend = backend
@@ -91,7 +103,6 @@ class LSQ(torch.autograd.Function):
             return reference_forward(x, step, offset, qmin, qmax, axis, group_size, eps)
         if backend == "triton":
             from .. import triton_kernels  # noqa: F401  registers the kernels
-        factor, norm = (1.0, GRAD_NORMS[grad_scale]) if isinstance(grad_scale, str) else (grad_scale, 0)
         ctx.arguments = (qmin, qmax, axis, group_size, eps, boundary, factor, norm, offset_grad_scale)
         return _forward[backend](x, step, offset, qmin, qmax, axis, group_size, eps)
 
@@ -117,8 +128,7 @@ def resolve(
     qmin, qmax = integer_range("lsq", bits, signed, narrow)
     if boundary not in BOUNDARIES:
         raise ValueError(f"lsq: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
-    if isinstance(grad_scale, str) and grad_scale not in GRAD_NORMS:
-        raise ValueError(f"lsq: grad_scale must be a float, 'lsq' or 'lsq-full', got {grad_scale!r}")
+    gradient_factor(grad_scale)
     if not eps > 0:
         raise ValueError(f"lsq: eps must be positive, got {eps}")
     return qmin, qmax, axis_, group, BOUNDARIES[boundary], grad_scale, offset_grad_scale, eps

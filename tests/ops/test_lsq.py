@@ -111,34 +111,55 @@ def test_the_missing_library_is_a_warning_and_the_reference(tmp_path: Path) -> N
     assert "libfastq.so is not installed" in out.stdout
 
 
-@pytest.mark.parametrize("isa", ["v2", "v3", "v4"])
-def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
+def test_without_triton_the_rest_works() -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import torch, fastq\n"
+        "fastq.lsq(torch.ones(3, requires_grad=True), torch.tensor(0.5), bits=4).sum().backward()\n"
+        "print(fastq.backends()['triton'].reason)\n"
+        "with fastq.use_backend('triton'):\n"
+        "    fastq.lsq(torch.ones(3), torch.tensor(0.5), bits=4)\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "FASTQ_BACKEND"}
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert "triton is not installed" in out.stdout
+    assert out.returncode == 1 and "RuntimeError: backend 'triton' cannot serve this call: the package triton is not installed" in out.stderr
+
+
+DIGEST = """
+import hashlib
+from fastq.testing import _Checker, DTYPES, bits
+from lsq_cases import lsq, lsq_cases
+
+h = hashlib.sha256()
+for offset in (False, True):
+    for case in lsq_cases(offset):
+        for dtype, kind in DTYPES.items():
+            c = _Checker(lsq, lsq, None, 1.0, 7)
+            for make in (c.normal, c.grid, c.extremes):
+                x, g = make(case.shape, dtype), c.normal(case.shape, dtype)
+                for t in c.call(lsq, x, c.parameters(case, kind, 0.25), g, case.keywords):
+                    h.update(bits(t).numpy().tobytes())
+print(h.hexdigest())
+"""
+
+
+def digest(isa: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "FASTQ_CPU_ISA": isa, "FASTQ_BACKEND": "cpu"}
+    return subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, env=env)
+
+
+def test_every_instruction_set_gives_the_same_bits() -> None:
     from fastq import _runtime  # type: ignore[attr-defined]
 
-    script = (
-        "import hashlib, torch\n"
-        "from lsq_cases import lsq, lsq_cases\n"
-        "from fastq.testing import _Checker, DTYPES, bits\n"
-        "h = hashlib.sha256()\n"
-        "for offset in (False, True):\n"
-        "    for case in lsq_cases(offset):\n"
-        "        for dtype, kind in DTYPES.items():\n"
-        "            c = _Checker(lsq, lsq, None, 1.0, 7)\n"
-        "            for make in (c.normal, c.grid, c.extremes):\n"
-        "                x, g = make(case.shape, dtype), c.normal(case.shape, dtype)\n"
-        "                for t in c.call(lsq, x, c.parameters(case, kind, 0.25), g, case.keywords):\n"
-        "                    h.update(bits(t).numpy().tobytes())\n"
-        "print(h.hexdigest())\n"
-    )
-    digests = {}
-    for forced in ("", isa):
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "FASTQ_CPU_ISA": forced, "FASTQ_BACKEND": "cpu"}
-        digests[forced] = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
-    assert digests[""].returncode == 0, digests[""].stderr
-    if int(isa[1]) <= _runtime.best_isa():
-        assert digests[isa].stdout == digests[""].stdout
-    else:  # this processor cannot run it: asking is refused with the reason
-        assert "FASTQ_CPU_ISA asks for an instruction set that this processor does not have" in digests[isa].stderr
+    best = digest("")
+    assert best.returncode == 0, best.stderr
+    for isa in ("v2", "v3", "v4"):
+        if int(isa[1]) < _runtime.best_isa():  # the best one is what ran
+            assert digest(isa).stdout == best.stdout
+        elif int(isa[1]) > _runtime.best_isa():  # this processor cannot run it: asking is refused with the reason
+            assert "FASTQ_CPU_ISA asks for an instruction set that this processor does not have" in digest(isa).stderr
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -226,6 +247,68 @@ def test_a_private_operator_refuses_to_lose_a_gradient() -> None:
         backward_op(x.detach(), x, step, None, -8, 7, -1, 0, 1e-8, 0, 1.0, 1, 1.0)
 
 
+X, S = torch.randn(4, 6), torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (r"x must be float32, bfloat16, float16 or float64, got Int", {"x": X.int()}),
+        (r"step must be float32 \(float64 for float64 x\), got Double", {"step": S.double()}),
+        (r"step must have one element per tensor, got shape \(2,\)", {"step": torch.ones(2)}),
+        (r"step must have shape \(4,\), got \(1,\)", {"axis": 0}),
+        (r"step must have shape \(4, 3\), got \(4, 2\)", {"step": torch.ones(4, 2), "group_size": 2}),
+        (r"offset must have one element per tensor, got shape \(3,\)", {"offset": torch.ones(3)}),
+        (r"axis must be -1 \(none\) or below the 2 dimensions of x, got 2", {"axis": 2}),
+        (r"axis must be -1 \(none\) or below the 2 dimensions of x, got -2", {"axis": -2}),
+        (r"group_size=4 must divide the last axis of x, got shape \(4, 6\)", {"group_size": 4}),
+        (r"group_size must be at least 0 \(none\), got -1", {"group_size": -1}),
+        (r"axis=0 and group_size=3 exclude each other", {"axis": 0, "group_size": 3}),
+        (r"qmin must be below qmax, got 7 and 7", {"qmin": 7}),
+        (r"boundary must be 0, 1 or 2, got 3", {"boundary": 3}),
+        (r"grad must have the shape of x, \(4, 6\), got \(6, 4\)", {"grad": X.T}),
+        (r"grad must have the dtype of x, Float, got Double", {"grad": X.double()}),
+    ],
+)
+def test_a_private_operator_guards_its_memory(message: str, change: dict[str, Any]) -> None:
+    # The Python checks come first wherever the public functions are used; these are for callers of the operator itself.
+    names = "grad x step offset qmin qmax axis group_size eps boundary grad_scale grad_norm offset_grad_scale".split()
+    values = dict(zip(names, (X, X, S, None, -8, 7, -1, 0, 1e-8, 0, 1.0, 1, 1.0), strict=True)) | change
+    with torch.no_grad(), pytest.raises(RuntimeError, match=f"fastq::lsq_backward: {message}"):
+        backward_op(*values.values())
+    if not {"grad", "boundary"} & set(change):
+        with torch.no_grad(), pytest.raises(RuntimeError, match=f"fastq::lsq_forward: {message}"):
+            forward_op(*list(values.values())[1:9])
+
+
+def test_the_fake_kernel_refuses_what_the_real_one_refuses() -> None:
+    def f(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        return forward_op(x, step, None, -8, 7, 0, 0, 1e-8)
+
+    with torch.no_grad(), torch._subclasses.FakeTensorMode() as mode:
+        x, step = mode.from_tensor(X), mode.from_tensor(S)
+        with pytest.raises(ValueError, match=r"lsq: step must have shape \(4,\).*got \(1,\)"):
+            f(x, step)
+        with pytest.raises(TypeError, match=r"lsq: x must be float32.*got torch\.int32"):
+            f(x.int(), step)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (ValueError, r"axis must be in \[0, 1\] for x of 2 dimensions, or -1 for none, got 9", (None, -8, 7, 9)),
+        (ValueError, r"axis must be in \[0, 1\] for x of 2 dimensions, or -1 for none, got -2", (None, -8, 7, -2)),
+        (ValueError, r"group_size=5 must divide the last axis of x, got shape \(4, 6\)", (None, -8, 7, -1, 5)),
+        (ValueError, r"grad_scale must be a float, 'lsq' or 'lsq-full', got 'bad'", (None, -8, 7, -1, 0, 0, "bad")),
+        (TypeError, r"grad_scale must be a float, 'lsq' or 'lsq-full', got NoneType", (None, -8, 7, -1, 0, 0, None)),
+    ],
+)
+def test_the_function_checks_its_own_arguments(backend: str, error: type[Exception], message: str, arguments: Any) -> None:
+    with fastq.use_backend(backend), pytest.raises(error, match=f"lsq: {message}"):
+        LSQ.apply(X, S, *arguments)
+
+
 def test_double_backward_raises() -> None:
     x, step = torch.randn(4, requires_grad=True), torch.tensor([0.1], requires_grad=True)
     (dx,) = torch.autograd.grad(fastq.lsq(x, step, bits=4).square().sum(), x, create_graph=True)
@@ -286,6 +369,48 @@ def test_checkpointing_gives_the_same_gradients() -> None:
     plain = torch.autograd.grad(fastq.lsq(x, step, bits=3).square().sum(), [x, step])
     again = torch.autograd.grad(checkpoint(lambda x: fastq.lsq(x, step, bits=3).square(), x, use_reentrant=False).sum(), [x, step])
     assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_hooks_and_tensors_that_are_no_leaves() -> None:
+    seen: list[torch.Tensor] = []
+    base, raw = torch.randn(8, 8, requires_grad=True), torch.tensor([0.3], requires_grad=True)
+    x, step = base.tanh(), raw.exp()  # what a parametrised step is
+    y = fastq.lsq(x, step, bits=3)
+    y.register_hook(seen.append)
+    y.register_hook(lambda g: 2 * g)
+    x.retain_grad()
+    step.register_hook(seen.append)
+    y.sum().backward()
+    leaves = [t.detach().requires_grad_() for t in (x, step)]
+    dx, dstep = torch.autograd.grad(fastq.lsq(*leaves, bits=3), leaves, torch.full((8, 8), 2.0))
+    assert len(seen) == 2 and same_bits(seen[0], torch.ones(8, 8)) and same_bits(seen[1], dstep)
+    assert x.grad is not None and same_bits(x.grad, dx)
+    assert base.grad is not None and raw.grad is not None
+    torch.testing.assert_close(raw.grad, dstep * raw.exp())
+
+
+def test_one_step_for_two_tensors_gets_both_gradients() -> None:
+    a, b, step = torch.randn(5), torch.randn(3, 4), torch.tensor([0.2], requires_grad=True)
+    (fastq.lsq(a, step, bits=3).sum() + fastq.lsq(b, step, bits=3).sum()).backward()
+    alone = [torch.autograd.grad(fastq.lsq(x, step, bits=3).sum(), step)[0] for x in (a, b)]
+    torch.testing.assert_close(step.grad, alone[0] + alone[1], rtol=0, atol=0)
+
+
+def test_in_place_changes_of_what_was_saved_are_noticed() -> None:
+    x, step = torch.randn(6), torch.tensor([0.2], requires_grad=True)
+    y = fastq.lsq(x, step, bits=3)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_only_the_gradients_that_are_asked_for() -> None:
+    x, step = torch.randn(6), torch.tensor([0.2], requires_grad=True)
+    fastq.lsq(x, step, bits=3).sum().backward()
+    assert x.grad is None and step.grad is not None
+    y = fastq.lsq(x.requires_grad_(), step.detach(), bits=3)
+    y.sum().backward()
+    assert x.grad is not None
 
 
 def test_a_backward_pass_runs_on_the_backend_of_its_forward_pass() -> None:

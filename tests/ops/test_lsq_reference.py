@@ -164,6 +164,11 @@ X, S = torch.randn(4, 6), torch.ones(1)
         (ValueError, "no positive code", lambda: fastq.lsq(X, S, bits=1)),
         (ValueError, "boundary must be one of", lambda: fastq.lsq(X, S, bits=4, boundary="half")),
         (ValueError, "grad_scale must be", lambda: fastq.lsq(X, S, bits=4, grad_scale="sqrt")),
+        (TypeError, "grad_scale must be.*got NoneType", lambda: fastq.lsq(X, S, bits=4, grad_scale=None)),
+        (TypeError, "grad_scale must be.*got Tensor", lambda: fastq.lsq(X, S, bits=4, grad_scale=S)),
+        (TypeError, "axis must be an int or None, got 0.0", lambda: fastq.lsq(X, S, bits=4, axis=0.0)),
+        (TypeError, "group_size must be an int or None, got True", lambda: fastq.lsq(X, S, bits=4, group_size=True)),
+        (TypeError, "bits must be an int from 1 to 8 or a pair", lambda: fastq.lsq(X, S, bits=4.0)),
         (ValueError, "offset must have", lambda: fastq.lsq(X, S, bits=4, offset=torch.zeros(2))),
     ],
 )
