@@ -34,11 +34,13 @@ test: $(VENV)/.ready ## prove it: the whole test suite
 
 lint: $(VENV)/.ready ## format, lint and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
 
-format: $(VENV)/.ready ## sort imports and lay out the C++ code
+format: $(VENV)/.ready ## sort imports, lay out the Python and C++ code
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
 
 cuda-test: $(VENV)/.ready $(CUDA_BIN)/.ready ## compile the CUDA kernels for every architecture, link and load them (needs nvcc, no GPU)

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(importlib.import_module(f"fastq.{COMMANDS[args.command][0]}").run(args))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"{args.command}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -25,12 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--output", type=Path, default=Path("demo_output"), metavar="DIR", help="for results (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images (default 0)")
-    parser.add_argument("--epochs", type=_positive, default=12, help="passes over the images per network (default 12)")
+    parser.add_argument("--epochs", type=positive_integer, default=12, help="passes over the images per network (default 12)")
     parser.add_argument("--device", default=None, help="such as cpu or cuda (default: the GPU where there is one)")
     parser.add_argument("--quick", action="store_true", help="one epoch and no torch.compile: to see that it runs")
 
 
-def _positive(text: str) -> int:
+def positive_integer(text: str) -> int:
+    """What argparse calls for ``--epochs``; its name is part of the message."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -105,8 +106,10 @@ def train(
     return curve
 
 
-def step_times(model: nn.Module, data: tuple[torch.Tensor, ...], compiled: bool, rounds: int) -> dict[str, float | str]:
-    """Milliseconds of a training step with each kind of quantizer: medians of interleaved rounds, or why there is none."""
+def step_times(
+    start: nn.Module, model: nn.Module, data: tuple[torch.Tensor, ...], compiled: bool, rounds: int
+) -> dict[str, float | str]:
+    """Milliseconds of a training step without and with each kind of quantizer: interleaved medians, or why there is none."""
     import fastq
     from fastq.reference.lsq import lsq_surrogate
 
@@ -129,7 +132,7 @@ def step_times(model: nn.Module, data: tuple[torch.Tensor, ...], compiled: bool,
             torch.cuda.synchronize()
         return 1e3 * (time.perf_counter() - start)
 
-    networks = {"eager": variant(lsq_surrogate), "fastq": variant(None)}
+    networks = {"none (fp32)": copy.deepcopy(start).train(), "eager": variant(lsq_surrogate), "fastq": variant(None)}
     result: dict[str, float | str] = {}
     if not compiled:
         result["compiled"] = "not measured (--quick)"
@@ -147,7 +150,8 @@ def step_times(model: nn.Module, data: tuple[torch.Tensor, ...], compiled: bool,
             taken = step(network)
             if number >= 2:
                 times[name].append(taken)
-    return result | {name: statistics.median(values) for name, values in times.items()}
+    result |= {name: statistics.median(values) for name, values in times.items()}
+    return {name: result[name] for name in ("none (fp32)", "eager", "compiled", "fastq")}
 
 
 def picture(path: Path, curves: dict[str, list[float]], networks: dict[str, nn.Module], times: dict[str, float | str]) -> None:
@@ -169,11 +173,15 @@ def picture(path: Path, curves: dict[str, list[float]], networks: dict[str, nn.M
         axis.hist(v.clamp(q.qmin - 1, q.qmax + 1).numpy(), bins=120, color="tab:blue", alpha=0.8)
         for code in range(q.qmin, q.qmax + 1):
             axis.axvline(code, color="tab:red", linewidth=0.8, alpha=0.7)
-        axis.set(title=f"{name}: weights of block2.conv2 on their grid", xlabel="weight / step (red: integer codes)")
+        axis.set(
+            title=f"{name}: weights of block2.conv2 on their grid", xlabel="weight / step (red: integer codes)", ylabel="weights"
+        )
+        axis.set_xticks(range(q.qmin, q.qmax + 1))
     bars = {name: value for name, value in times.items() if isinstance(value, float)}
-    drawn = axes[0, 1].bar(list(bars), list(bars.values()), color=["tab:gray", "tab:orange", "tab:green"][: len(bars)])
+    colors = ["tab:orange" if name == "fastq" else "tab:gray" for name in bars]
+    drawn = axes[0, 1].bar(list(bars), list(bars.values()), color=colors)
     axes[0, 1].bar_label(drawn, fmt="%.1f ms")
-    axes[0, 1].set(title=f"One W4A4 training step, batch {BATCH}", ylabel="milliseconds, median")
+    axes[0, 1].set(title=f"One W4A4 training step, batch {BATCH}", xlabel="quantizers", ylabel="milliseconds, median")
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
@@ -181,15 +189,13 @@ def picture(path: Path, curves: dict[str, list[float]], networks: dict[str, nn.M
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command: 0; 2 for a folder or device that cannot be used; 130 when interrupted."""
+    """The command: 0; 2 for a folder, device or package that cannot be used."""
     try:
-        return _run(args)
-    except KeyboardInterrupt:
-        print("demo: interrupted", file=sys.stderr)
-        return 130
-
-
-def _run(args: argparse.Namespace) -> int:
+        import matplotlib  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        print(f"demo: needs the package {error.name}; install it with: pip install 'fastq[demo]'", file=sys.stderr)
+        return 2
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
@@ -237,7 +243,7 @@ def _run(args: argparse.Namespace) -> int:
             "differing predictions": report.differing_predictions, "flips": report.flips, "codes": report.codes,
             "largest logit difference": report.largest_logit_difference, "bytes": size,
         }  # fmt: skip
-    times = step_times(networks["W4A4"], data, not args.quick, 3 if args.quick else 20)
+    times = step_times(start, networks["W4A4"], data, not args.quick, 3 if args.quick else 20)
 
     console = Console()
     console = Console(width=max(console.width, 110))  # piped, rich takes 80 columns and breaks the headings
@@ -253,11 +259,10 @@ def _run(args: argparse.Namespace) -> int:
             ]  # fmt: skip
         table.add_row(*cells)
     console.print(table)
-    speed = Table(title=f"One W4A4 training step, batch {BATCH}, forward and backward, {device.type}")
-    speed.add_column("quantizers")
+    speed = Table(title=f"One training step, batch {BATCH}, forward and backward, {device.type}", min_width=62)
+    speed.add_column("W4A4 quantizers")
     speed.add_column("median", justify="right")
-    for name in ("eager", "compiled", "fastq"):
-        value = times[name]
+    for name, value in times.items():
         speed.add_row(name, f"{value:.1f} ms" if isinstance(value, float) else value)
     console.print(speed)
     picture(args.output / "demo.png", curves, networks, times)

@@ -12,6 +12,7 @@ from .layers import IntegerConv, IntegerLayer, IntegerLinear
 
 __all__ = ["convert"]
 
+
 def is_quantized(module: nn.Module) -> bool:
     """A linear or convolution layer of ``fastq.nn`` with quantizers for both its weight and its input."""
     if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):

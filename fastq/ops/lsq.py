@@ -110,9 +110,7 @@ class LSQ(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, step, offset = ctx.saved_tensors
         if torch.is_grad_enabled():
-            dx, dstep, doffset = _library.BackwardOnce.apply(
-                "lsq", _run_backward, ctx.backend, g, x, step, offset, ctx.arguments
-            )
+            dx, dstep, doffset = _library.BackwardOnce.apply("lsq", _run_backward, ctx.backend, g, x, step, offset, ctx.arguments)
         else:
             dx, dstep, doffset = _run_backward(ctx.backend, g, x, step, offset, ctx.arguments)
         return dx, dstep, doffset, None, None, None, None, None, None, None, None

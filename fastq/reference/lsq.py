@@ -186,5 +186,3 @@ def lsq_surrogate(
     if b is not None:
         y = y + b
     return y.to(x.dtype)
-
-

@@ -115,7 +115,8 @@ def test_its_benchmark_is_registered_and_right(tree: Path) -> None:
 
 def test_it_is_written_as_the_house_is(tree: Path) -> None:
     files = sorted({path for path, _, _ in steps()})
-    run(tree, sys.executable, "-m", "ruff", "check", *(path for path in files if path.endswith(".py")))
+    for command in (["check"], ["format", "--check"]):
+        run(tree, sys.executable, "-m", "ruff", *command, *(path for path in files if path.endswith(".py")))
     formatter = shutil.which("clang-format", path=str(Path(sys.executable).parent))
     if formatter:
         run(tree, formatter, "--dry-run", "--Werror", *(path for path in files if not path.endswith(".py")))

@@ -1,8 +1,11 @@
 """The demo as a user meets it: a quick run and its refusals."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -23,9 +26,33 @@ def test_quick_run(tmp_path):
         assert row["accuracy"] == row["integer accuracy"]
         assert row["bytes"] < result["networks"]["full precision"]["bytes"] / 3
     assert "differing" in done.stdout and "fastq" in done.stdout
+    assert all(isinstance(result["step_ms"][name], float) for name in ("none (fp32)", "eager", "fastq"))
+    again = demo("--quick", "--device", "cpu", "--output", tmp_path / "again")
+    repeated = json.loads((tmp_path / "again" / "demo.json").read_text())
+    assert again.returncode == 0 and [repeated[k] for k in ("networks", "curves")] == [result[k] for k in ("networks", "curves")]
 
 
-@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--no-such-option"], ["--device", "nonsense"]])
+def test_an_interrupt_is_one_line(tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "fastq", "demo", "--device", "cpu", "--epochs", "500", "--output", str(output)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not output.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(2)  # now it loads the images, or trains
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr == "demo: interrupted\n"
+
+
+def test_a_missing_package_is_named(tmp_path):
+    script = "import sys; sys.modules['sklearn'] = None; from fastq.__main__ import main; sys.exit(main(['demo']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ))
+    assert done.returncode == 2
+    assert done.stderr == "demo: needs the package sklearn; install it with: pip install 'fastq[demo]'\n"
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--epochs", "many"], ["--no-such-option"], ["--device", "nonsense"]])
 def test_wrong_options(arguments, tmp_path):
     done = demo("--output", tmp_path, *arguments)
     assert done.returncode == 2 and "Traceback" not in done.stderr

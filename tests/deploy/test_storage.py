@@ -93,7 +93,7 @@ def test_foreign_and_other_versions(saved, tmp_path):
     for data in (b"PK\3\4" * 40, (tmp_path / "torch.pt").read_bytes(), safetensors.torch.save({"a": torch.ones(3)})):
         with pytest.raises(FormatError, match=r"no fastq network|no safetensors file"):
             load(data, float_model())
-    newer = saved[1].replace(rb'\"version\":1', rb'\"version\":2', 1)
+    newer = saved[1].replace(rb"\"version\":1", rb"\"version\":2", 1)
     with pytest.raises(FormatError, match="format version 2; this fastq reads version 1"):
         load(newer, float_model())
     with pytest.raises(FileNotFoundError):

@@ -124,7 +124,8 @@ def test_without_triton_the_rest_works() -> None:
     env = {name: value for name, value in os.environ.items() if name != "FASTQ_BACKEND"}
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
     assert "triton is not installed" in out.stdout
-    assert out.returncode == 1 and "RuntimeError: backend 'triton' cannot serve this call: the package triton is not installed" in out.stderr
+    assert out.returncode == 1
+    assert "RuntimeError: backend 'triton' cannot serve this call: the package triton is not installed" in out.stderr
 
 
 DIGEST = """

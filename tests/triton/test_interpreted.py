@@ -23,11 +23,7 @@ def test_interpreted_kernels_equal_the_reference() -> None:
 
 
 def test_cpu_tensors_are_refused_without_the_interpreter() -> None:
-    script = (
-        "import torch, fastq\n"
-        "with fastq.use_backend('triton'):\n"
-        "    fastq.lsq(torch.ones(3), torch.tensor(0.5), bits=4)\n"
-    )
+    script = "import torch, fastq\nwith fastq.use_backend('triton'):\n    fastq.lsq(torch.ones(3), torch.tensor(0.5), bits=4)\n"
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
     assert done.returncode == 1
