@@ -34,8 +34,8 @@ def convert(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``model`` is no ``torch.nn.Module``.
-        ValueError: nothing is quantized; a quantizer is not initialised; a granularity, range or size has no integer form. The
-            message names the layer.
+        ValueError: nothing is quantized; a quantizer is not initialised; a weight holds NaN; a granularity, range or size has
+            no integer form. The message names the layer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -69,6 +69,8 @@ def integer_layer(layer: Any) -> IntegerLayer:
     check_quantizer("weight", weight)
     check_quantizer("input", source)
     linear = isinstance(layer, nn.Linear)
+    if bool(layer.weight.isnan().any()):
+        raise ValueError("its weight holds NaN, which no integer stands for")
     if weight.offset is not None:
         raise ValueError("its weight quantizer has a learned offset, which has no integer form here; use offset=False for weights")
     if source.step.numel() != 1:

@@ -190,9 +190,16 @@ def ready(layer, **keywords):
     return layer
 
 
+def spoilt():
+    layer = ready(nn.Linear(4, 2), weight_quantizer=LSQ(4), input_quantizer=LSQ(4))
+    layer.weight.data[1, 2] = float("nan")
+    return layer
+
+
 @pytest.mark.parametrize(
     ("error", "message", "model"),
     [
+        (ValueError, "its weight holds NaN", spoilt),
         (TypeError, "must be a torch.nn.Module, got int", lambda: 3),
         (ValueError, "no layer with a weight and an input quantizer", lambda: nn.Sequential(nn.Linear(3, 3))),
         (ValueError, "layer 0: its input quantizer is not initialised", lambda: nn.Sequential(unready())),

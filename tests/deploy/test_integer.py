@@ -34,6 +34,13 @@ def test_matmul_at_the_extremes(k, value):
     assert (got == -128 * value * k).all()
 
 
+def test_long_sums_of_odd_products_are_exact():
+    """127 * 127 is odd: from 1041 of them on the sum needs more than fp32's 24 bits."""
+    for k in (1041, 5000, 131071):
+        a = torch.full((2, k), 127, dtype=torch.int8)
+        assert (integer.matmul(a, a) == 127 * 127 * k).all()
+
+
 def test_what_could_overflow_is_refused():
     with pytest.raises(ValueError, match="131072 products of up to 16384 do not fit int32; at most 131071"):
         integer.matmul(torch.zeros(1, 131072, dtype=torch.int8), torch.zeros(1, 131072, dtype=torch.int8))
