@@ -1,8 +1,11 @@
-"""The ways to call LSQ that its tests go through, and its surrogate."""
+"""The ways to call LSQ that its tests go through, its surrogate, and its sums by hand."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from device import DEVICE
 
 import fastq
 from fastq.granularity import expand, normalize_axis
@@ -58,3 +61,49 @@ def surrogate(x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None =
     frozen = lsq_surrogate(x, step, qmin=qmin, qmax=qmax, offset=offset, residual=torch.zeros(()), **how)
     residual = (fastq.reference.lsq(x, step, offset=offset, **keywords) - frozen).detach() / expand(step, x, axis, group)
     return lambda x, step, offset=None: lsq_surrogate(x, step, qmin=qmin, qmax=qmax, offset=offset, residual=residual, **how)
+
+
+def check_sums(fn: Callable[..., torch.Tensor]) -> None:
+    """``y`` and all gradients against the formula by hand, the sums as near as fp32 can be.
+
+    The bound of ``check_quantizer`` knows neither the terms nor the factor G, and so lets through a sum kept in 16 bits and a wrong
+    G. Here steps are powers of two, so that every term is exact, and the gradients have the terms' sign.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    shape, qmin, qmax = (24, 320), -8, 7
+    granularities: list[tuple[tuple[int, ...], dict[str, int]]] = [
+        ((1,), {}), ((24,), {"axis": 0}), ((320,), {"axis": 1}), ((24, 5), {"group_size": 64}),
+    ]  # fmt: skip
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for parameter, where in granularities:
+            axis, group = where.get("axis", -1), where.get("group_size", 0)
+            step = torch.tensor([0.25, 0.5]).repeat(-(-math.prod(parameter) // 2))[: math.prod(parameter)].view(parameter).cpu()
+            offset = torch.full(parameter, 0.125, device="cpu")
+            # multiples of 1/16 from -4 to 4: exact in every dtype, half of them clipped at a step of 1/4
+            x = torch.randint(-64, 65, shape, generator=generator, device="cpu") / 16
+            s = expand(step, x, axis, group).double()
+            v = (x.double() - 0.125) / s
+            inside = (v > qmin) & (v < qmax)
+            terms = torch.where(inside, v.clamp(qmin, qmax).round() - v, torch.where(v <= qmin, qmin, qmax).double())
+            g = (torch.rand(shape, generator=generator, device="cpu") + 0.5).to(dtype) * torch.where(terms < 0, -1, 1).to(dtype)
+            n = x.numel() // step.numel()
+            factors = {1.0: 1.0, "lsq": 1 / math.sqrt(n * qmax), "lsq-full": 1 / math.sqrt(x.numel() * qmax)}
+            for scale, G in factors.items() if dtype == torch.float32 else [(1.0, 1.0)]:
+                leaves = [t.to(DEVICE).requires_grad_() for t in (x.to(dtype), step, offset)]
+                y = fn(*leaves, bits=4, grad_scale=scale, offset_grad_scale=0.5, **where)
+                dx, *got = torch.autograd.grad(y, leaves, g.to(DEVICE))
+                assert torch.equal(y.cpu(), (v.clamp(qmin, qmax).round() * s + 0.125).to(dtype)), f"y, {dtype}, {where}"
+                assert torch.equal(dx.cpu(), torch.where(inside, g, 0.0)), f"dx, {dtype}, {where}"
+                outside = torch.where(inside, 0.0, g.double())
+                for name, each, mine in (("step", g * terms * G, got[0]), ("offset", outside * 0.5, got[1])):
+                    want, magnitude = (_sum(t, parameter, axis, group) for t in (each.double(), each.double().abs()))
+                    # at most 128 additions in a row and a tree over the rest, and a few roundings of the factor
+                    bound = (128 + math.log2(n) + 4) * torch.finfo(torch.float32).eps * magnitude
+                    off = (mine.cpu().double() - want).abs()
+                    assert (off <= bound).all(), f"{name}, {dtype}, {where}, {scale}: off by {off.max()}"
+
+
+def _sum(t: torch.Tensor, parameter: tuple[int, ...], axis: int, group: int) -> torch.Tensor:
+    if group:
+        return t.view(*parameter, group).sum(-1)
+    return t.sum(1 - axis) if axis >= 0 else t.sum().view(1)

@@ -11,7 +11,7 @@ import torch
 from device import BACKEND, DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lsq_cases import lsq, lsq_cases, reference, surrogate
+from lsq_cases import check_sums, lsq, lsq_cases, reference, surrogate
 
 import fastq
 from fastq.autograd import LSQ
@@ -49,6 +49,12 @@ def test_gradients_are_the_derivative_of_the_surrogate(offset: bool) -> None:
         device=DEVICE,
     )  # fmt: skip
     assert sum(result.check == "finite differences" for result in report.results) > 50
+
+
+@pytest.mark.parametrize("backend", [BACKEND, "reference"])
+def test_sums_and_factors_are_the_formulas(backend: str) -> None:
+    with fastq.use_backend(backend):
+        check_sums(lsq)
 
 
 shapes = st.lists(st.integers(0, 9), min_size=1, max_size=4)

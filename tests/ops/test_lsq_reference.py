@@ -84,6 +84,27 @@ def test_gradient_at_the_edges(boundary):
     assert x.grad.tolist() == passes
 
 
+def test_ties_and_edges_by_hand():
+    """A tie goes to the even code. At an edge, which "open" leaves outside, the step's gradient is that of the edge's code."""
+    v = torch.tensor([-9.0, -8.5, -8.0, -7.5, -1.5, -0.5, 0.5, 1.5, 2.5, 6.5, 7.0, 7.5, 8.0])
+    q = [-8, -8, -8, -8, -2, 0, 0, 2, 2, 6, 7, 7, 7]
+    dstep = {
+        "open": [-8, -8, -8, -0.5, -0.5, 0.5, -0.5, 0.5, -0.5, -0.5, 7, 7, 7],
+        "closed": [-8, -8, 0, -0.5, -0.5, 0.5, -0.5, 0.5, -0.5, -0.5, 0, 7, 7],
+        "rounded": [-8, 0.5, 0, -0.5, -0.5, 0.5, -0.5, 0.5, -0.5, -0.5, 0, 7, 7],
+    }
+    for boundary, expected in dstep.items():
+        step = torch.ones(13, requires_grad=True)
+        y = fastq.lsq(v, step, bits=4, axis=0, boundary=boundary, grad_scale=1.0)
+        y.sum().backward()
+        assert y.tolist() == q and step.grad.tolist() == expected, boundary
+
+
+def test_ranges_by_hand():
+    of = {(4, True, False): (-8, 7), (4, True, True): (-7, 7), (4, False, False): (0, 15), (1, False, False): (0, 1)}
+    assert {key: integer_range("lsq", *key) for key in of} == of
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mask_bounds_say_what_the_boundary_means(dtype):
     number = torch.linspace(-12, 12, 24 * 8 + 1, dtype=dtype)

@@ -1,15 +1,16 @@
 """Runs the checks of every method on Triton's interpreter and prints the reports.
 
-A program of its own: the interpreter must be chosen before Triton is imported.
+A program of its own: the interpreter must be chosen before Triton is imported. ``FASTQ_TEST_QUICK=1`` takes a few of the cases.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from affine_cases import AFFINE_CASES, affine, affine_reference
-from lsq_cases import lsq, lsq_cases, reference
+from lsq_cases import check_sums, lsq, lsq_cases, reference
 
 import fastq
 from fastq.testing import check_quantizer, same_bits
@@ -25,17 +26,25 @@ def operators() -> list[tuple[Any, tuple[Any, ...]]]:
 def main() -> None:
     import fastq.triton_kernels
 
+    quick = os.environ.get("FASTQ_TEST_QUICK") == "1"
+    few: dict[str, Any] = {"threads": (1,), "large": 9000}
+    if quick:
+        few |= {"dtypes": (torch.float32, torch.bfloat16), "layouts": ("contiguous",)}
+    # one step, and groups; columns come with check_sums
+    some, some_affine = ([1, 12], [0]) if quick else (range(len(lsq_cases(True))), range(len(AFFINE_CASES)))
+
     with fastq.use_backend("triton"):
         for offset in (False, True):
             report = check_quantizer(
-                lsq, reference, lsq_cases(offset), threads=(1,), large=9000,
-                operators=operators() if offset else (), name=f"triton lsq, offset={offset}",
+                lsq, reference, [lsq_cases(offset)[i] for i in some], **few,
+                operators=operators() if offset and not quick else (), name=f"triton lsq, offset={offset}",
             )  # fmt: skip
             print(report)
             print(len(report.results), "results")
-        report = check_quantizer(affine, affine_reference, AFFINE_CASES, threads=(1,), large=9000, name="triton affine")
+        report = check_quantizer(affine, affine_reference, [AFFINE_CASES[i] for i in some_affine], **few, name="triton affine")
         print(report)
         print(len(report.results), "results")
+        check_sums(lsq)
         x = torch.tensor([float("nan"), 30.0, -30.0, 0.31], requires_grad=True)
         ours = fastq.fake_quantize_per_tensor_affine(x, 0.1, 2, -8, 7)
         (dx,) = torch.autograd.grad(ours, x, torch.ones(4))

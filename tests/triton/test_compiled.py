@@ -1,4 +1,7 @@
-"""What Triton makes of every kernel for Ampere and Hopper, without such a GPU: exact arithmetic, wide loads, no spills."""
+"""What Triton makes of every kernel for Ampere and Hopper, without such a GPU: exact arithmetic, wide loads, no spills.
+
+``FASTQ_TEST_QUICK=1`` compiles for fp32 tensors alone.
+"""
 
 import json
 import os
@@ -14,7 +17,8 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     script = str(Path(__file__).parent / "compiled.py")
-    done = subprocess.run([sys.executable, script, str(request.param)], capture_output=True, text=True, env=environment)
+    storages = ["fp32"] if os.environ.get("FASTQ_TEST_QUICK") == "1" else []
+    done = subprocess.run([sys.executable, script, str(request.param), *storages], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

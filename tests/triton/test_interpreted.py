@@ -19,7 +19,7 @@ def test_interpreted_kernels_equal_the_reference() -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-6000:]
     counts = [int(count) for count in re.findall(r"^(\d+) results$", done.stdout, re.MULTILINE)]
-    assert len(counts) == 3 and min(counts) > 100
+    assert len(counts) == 3 and min(counts) > (20 if os.environ.get("FASTQ_TEST_QUICK") == "1" else 100)
 
 
 def test_cpu_tensors_are_refused_without_the_interpreter() -> None:
