@@ -78,9 +78,9 @@ def initial_values(
     if how not in INITIALIZERS:
         raise ValueError(f"init must be one of {', '.join(INITIALIZERS)}, got {how!r}")
     rows = as_rows(x.detach(), axis, group_size).float()
+    zero = rows.new_zeros(rows.shape[0])
     if rows.numel() == 0:
-        return torch.ones(rows.shape[0], device=x.device), torch.zeros(rows.shape[0], device=x.device)
-    zero = torch.zeros(rows.shape[0], device=x.device)
+        return torch.ones_like(zero), zero
     if how == "lsq" or (how == "lsq+" and not offset):
         if how == "lsq":
             step = 2 * rows.abs().mean(1) / math.sqrt(qmax)
