@@ -10,6 +10,7 @@ from torch import nn
 
 from ..granularity import check_input, compute_dtype, normalize_axis, parameter_shape
 from ..ops import lsq
+from ..ops.lsq import check, gradient_factor
 from ..ranges import BOUNDARIES, integer_range
 from ..reference.lsq import codes, effective_step
 from .initializers import INITIALIZERS, initial_values
@@ -20,7 +21,8 @@ __all__ = ["LSQ"]
 class LSQ(nn.Module):
     """Fake-quantize with a learned step (LSQ) and, with ``offset``, a learned offset (LSQ+): :func:`fastq.lsq` with its state.
 
-    The first batch sets the step (and offset), by ``init``; in a process group every rank gets the mean of what the ranks saw.
+    The first batch sets the step (and offset), by ``init``, in training and in evaluation mode; in a process group every rank
+    gets the mean of what the ranks saw, so all have to take part.
     That it happened is kept in the buffer ``initialized``, so that a loaded module goes on from where it was.
 
     Args:
@@ -33,6 +35,11 @@ class LSQ(nn.Module):
         offset: learn an offset as well.
         init: ``"lsq"``, ``"lsq+"`` or ``"mse"``; see :mod:`fastq.nn.initializers`.
         boundary, grad_scale, offset_grad_scale, eps: as in :func:`fastq.lsq`.
+
+    Input: ``x`` as :func:`fastq.lsq` takes it. Output: of its shape, dtype and layout.
+
+    Raises:
+        TypeError, ValueError: an argument, or later an ``x``, does not fit; the message says what was expected.
 
     Attributes:
         step: parameter, float32 whatever ``.to()`` or ``.half()`` the model gets (float64 after ``.double()``).
@@ -58,11 +65,21 @@ class LSQ(nn.Module):
             raise ValueError(f"LSQ: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
         if axis is not None and group_size is not None:
             raise ValueError(f"LSQ: axis={axis} and group_size={group_size} exclude each other; give one of them")
+        for name, value in (("axis", axis), ("group_size", group_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise TypeError(f"LSQ: {name} must be an int or None, got {value!r}")
+        if group_size is not None and group_size < 1:
+            raise ValueError(f"LSQ: group_size must be at least 1, got {group_size}")
         integer_range("LSQ", bits, bool(signed), narrow and signed is not None)
+        gradient_factor(grad_scale, "LSQ")
+        if not eps > 0:
+            raise ValueError(f"LSQ: eps must be positive, got {eps}")
         self.bits, self.narrow, self.axis, self.group_size, self.init = bits, narrow, axis, group_size, init
         self.boundary, self.grad_scale, self.offset_grad_scale, self.eps = boundary, grad_scale, offset_grad_scale, eps
-        self.step = nn.Parameter(torch.ones(shape))
-        self.offset = nn.Parameter(torch.zeros(shape)) if offset else None
+        self.step = nn.Parameter(torch.ones(shape, dtype=torch.float32))
+        self.offset = nn.Parameter(torch.zeros(shape, dtype=torch.float32)) if offset else None
+        if axis is None and group_size is None and self.step.numel() != 1:
+            raise ValueError(f"LSQ: shape must be of one element without axis and group_size, got {tuple(self.step.shape)}")
         self.decides_sign = signed is None
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("is_signed", torch.tensor(signed is not False))
@@ -129,6 +146,7 @@ class LSQ(nn.Module):
         )  # fmt: skip
 
     def _parameters_for(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        check_input("LSQ", x)
         dtype = compute_dtype(x)
         if self.step.dtype == dtype:
             return self.step, self.offset
@@ -136,8 +154,16 @@ class LSQ(nn.Module):
 
     @torch.no_grad()
     def codes(self, x: torch.Tensor) -> torch.Tensor:
-        """The integer codes of ``x`` as int32, by the rounding of the forward pass: ``y = effective_step() * codes + offset``."""
+        """The integer codes of ``x`` as int32, by the rounding of the forward pass: ``y = effective_step() * codes + offset``.
+
+        Raises ``RuntimeError`` before the first batch, ``TypeError`` or ``ValueError`` where ``x`` does not fit the quantizer.
+        """
+        if not self._initialized:
+            _read_buffers(self)
+            if not self._initialized:
+                raise RuntimeError("LSQ: codes() of a quantizer that has seen no batch, and so has no step yet; run one through it")
         step, offset = self._parameters_for(x)
+        check("LSQ", x, step, offset, *normalize_axis("LSQ", x, self.axis, self.group_size))
         return codes(x, step, offset, self.qmin, self.qmax, self.axis, self.group_size, self.eps)
 
     def effective_step(self) -> torch.Tensor:
@@ -148,7 +174,7 @@ class LSQ(nn.Module):
         # fastq.lsq wants fp32 parameters for half-precision inputs, and a step rounded to bf16 is another quantizer.
         def keep_precision(t: torch.Tensor) -> torch.Tensor:
             new = fn(t)
-            return t.to(new.device) if new.dtype in (torch.float16, torch.bfloat16) else new
+            return t.to(new.device, torch.float32) if t.is_floating_point() and new.dtype.itemsize < 4 else new
 
         return super()._apply(keep_precision, recurse)
 

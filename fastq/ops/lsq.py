@@ -29,14 +29,14 @@ def check(op: str, x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | N
             raise ValueError(f"{op}: offset must have the shape of step, {tuple(step.shape)}, got {tuple(offset.shape)}")
 
 
-def gradient_factor(grad_scale: float | str) -> tuple[float, int]:
+def gradient_factor(grad_scale: float | str, op: str = "lsq") -> tuple[float, int]:
     """``grad_scale`` as the operators take it: a factor, and 0 or the number of the norm that multiplies it."""
     if isinstance(grad_scale, str):
         if grad_scale in GRAD_NORMS:
             return 1.0, GRAD_NORMS[grad_scale]
-        raise ValueError(f"lsq: grad_scale must be a float, 'lsq' or 'lsq-full', got {grad_scale!r}")
+        raise ValueError(f"{op}: grad_scale must be a float, 'lsq' or 'lsq-full', got {grad_scale!r}")
     if isinstance(grad_scale, bool) or not isinstance(grad_scale, (int, float, torch.SymFloat)):
-        raise TypeError(f"lsq: grad_scale must be a float, 'lsq' or 'lsq-full', got {type(grad_scale).__name__}")
+        raise TypeError(f"{op}: grad_scale must be a float, 'lsq' or 'lsq-full', got {type(grad_scale).__name__}")
     return grad_scale, 0
 
 
