@@ -217,6 +217,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     epochs = 1 if args.quick else args.epochs
     torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = True  # the same seed, the same numbers
     data = images(device)
     start = Digits().to(device)
     networks: dict[str, nn.Module] = {"full precision": start}

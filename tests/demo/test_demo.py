@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from device import DEVICE
 
 
 def demo(*options):
@@ -16,7 +17,7 @@ def demo(*options):
 
 
 def test_quick_run(tmp_path):
-    done = demo("--quick", "--device", "cpu", "--output", tmp_path / "out")
+    done = demo("--quick", "--device", DEVICE, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "demo.png").read_bytes()[:4] == b"\x89PNG"
     result = json.loads((tmp_path / "out" / "demo.json").read_text())
@@ -27,14 +28,14 @@ def test_quick_run(tmp_path):
         assert row["bytes"] < result["networks"]["full precision"]["bytes"] / 3
     assert "differing" in done.stdout and "fastq" in done.stdout
     assert all(isinstance(result["step_ms"][name], float) for name in ("none (fp32)", "eager", "fastq"))
-    again = demo("--quick", "--device", "cpu", "--output", tmp_path / "again")
+    again = demo("--quick", "--device", DEVICE, "--output", tmp_path / "again")
     repeated = json.loads((tmp_path / "again" / "demo.json").read_text())
     assert again.returncode == 0 and [repeated[k] for k in ("networks", "curves")] == [result[k] for k in ("networks", "curves")]
 
 
 def test_an_interrupt_is_one_line(tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "fastq", "demo", "--device", "cpu", "--epochs", "500", "--output", str(output)]
+    command = [sys.executable, "-m", "fastq", "demo", "--device", DEVICE, "--epochs", "500", "--output", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not output.exists() and time.monotonic() < deadline and process.poll() is None:
