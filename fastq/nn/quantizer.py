@@ -22,7 +22,7 @@ class LSQ(nn.Module):
     """Fake-quantize with a learned step (LSQ) and, with ``offset``, a learned offset (LSQ+): :func:`fastq.lsq` with its state.
 
     The first batch sets the step (and offset), by ``init``, in training and in evaluation mode; in a process group every rank
-    gets the mean of what the ranks saw, so all have to take part.
+    gets the mean of what the ranks saw, so all have to take part. An empty batch is not the first.
     That it happened is kept in the buffer ``initialized``, so that a loaded module goes on from where it was.
 
     Args:
@@ -102,8 +102,8 @@ class LSQ(nn.Module):
     def initialize(self, x: torch.Tensor, *, synchronize: bool = True) -> None:
         """Set step and offset from ``x``; with ``synchronize`` in a process group all ranks must call, and get the same.
 
-        Nothing happens on the meta device, which has no values. Raises ``TypeError`` or ``ValueError`` where ``x`` does not fit
-        the quantizer, and then leaves it as it was.
+        Nothing happens on the meta device, which has no values, nor where ``x`` is empty (on all ranks). Raises ``TypeError`` or
+        ``ValueError`` where ``x`` does not fit the quantizer, and then leaves it as it was.
         """
         check_input("LSQ", x)
         needed = parameter_shape(x, *normalize_axis("LSQ", x, self.axis, self.group_size))
@@ -123,9 +123,16 @@ class LSQ(nn.Module):
         qmin, qmax = self._range(signed)
         where: dict[str, Any] = {"axis": self.axis, "group_size": self.group_size, "offset": self.offset is not None}
         values = torch.stack(initial_values(x, self.init, qmin, qmax, **where))
+        seen = x.numel() > 0
         if group:
-            torch.distributed.all_reduce(values)
-            values /= torch.distributed.get_world_size()
+            votes = values.new_tensor([seen])
+            values *= votes
+            for t in (values, votes):
+                torch.distributed.all_reduce(t)
+            values /= votes
+            seen = bool(votes > 0)
+        if not seen:
+            return
         with torch.no_grad():
             self.step.copy_(values[0].view_as(self.step))
             if self.offset is not None:

@@ -26,6 +26,12 @@ def first_batches(rank):
     q, x = LSQ(4, signed=None), batch(rank).abs() * (1 if rank == 0 else -1)
     q(x)
     seen["sign"] = {"x": x, "state": q.state_dict(), "range": (q.qmin, q.qmax)}
+    q, x = LSQ(4), batch(rank)[:rank]
+    q(x)
+    seen["empty"] = {"x": x, "state": q.state_dict()}
+    q = LSQ(4)
+    q(batch(rank)[:0])
+    seen["none"] = q.state_dict()
     return seen
 
 

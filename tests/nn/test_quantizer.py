@@ -372,6 +372,19 @@ def test_a_first_batch_that_says_nothing_gives_a_step_of_one(x):
     assert q.step.item() == 1 and q.offset.item() == 0
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 8), (3, 0)])
+def test_an_empty_batch_is_no_first_batch(shape):
+    q = LSQ(4, signed=None, offset=True)
+    fresh = copy.deepcopy(q)
+    assert q(torch.empty(shape)).shape == shape and same_state(q, fresh)
+    x = values()
+    q(x)
+    assert torch.equal(q.step, initial_values(x, "lsq", -8, 7, offset=True)[0])
+    channels = LSQ(4, axis=-1, shape=(shape[-1],))
+    channels(torch.empty(shape))
+    assert not channels.initialized
+
+
 def test_a_training_step_moves_step_and_offset():
     """Gradient descent on the quantization error alone finds a better step and offset than it started from."""
     x = values((4096,)) + 0.5
@@ -486,6 +499,14 @@ def test_one_rank_with_negative_values_makes_all_signed(ranks):
     for rank in ranks:
         assert rank["sign"]["range"] == (-8, 7) and bool(rank["sign"]["state"]["is_signed"])
     assert torch.equal(ranks[0]["sign"]["state"]["step"], ranks[1]["sign"]["state"]["step"])
+
+
+def test_a_rank_with_an_empty_batch_has_no_say(ranks):
+    assert [rank["empty"]["x"].numel() > 0 for rank in ranks] == [False, True]
+    step, _ = initial_values(ranks[1]["empty"]["x"].cpu(), "lsq", -8, 7)
+    for rank in ranks:
+        assert torch.equal(rank["empty"]["state"]["step"].cpu(), step) and rank["empty"]["state"]["initialized"]
+        assert not rank["none"]["initialized"], "no rank had anything"
 
 
 def test_data_parallel_training_keeps_the_ranks_equal(ranks):
