@@ -1,0 +1,643 @@
+"""The mutation gate: seeded faults in kernels, reference and package, each of which the tests must find.
+
+A mutant is one place in one file, changed as a slip of the hand would, with the few tests that must fail. It is applied to a copy
+of the tree in a temporary folder; the sources stay as they are. Native code is built there for x86-64-v2 alone, which every
+machine runs (and which converts half precision by hand), with little optimisation, which does not change a result here (setup.py).
+The CUDA kernels run as plain C++ (tests/cuda), the Triton kernels in its interpreter.
+
+Exit status: 0 all were killed; 1 some survived (a test is missing, or the mutant is no fault); 2 nothing was learned: the tests
+fail without a mutant, the table does not fit the sources, a mutant does not compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+ISA = "v2"
+
+# What kills: node ids, each a matter of seconds.
+CHECKED = "tests/ops/test_lsq.py::test_equals_the_reference[lsq]"
+SUMS = "tests/ops/test_lsq.py::test_sums_and_factors_are_the_formulas"
+THREADS = "tests/ops/test_lsq.py::test_sums_do_not_depend_on_threads"
+STRIDES = "tests/ops/test_lsq.py::test_any_shape_and_stride"
+REFERENCE = "tests/ops/test_lsq_reference.py"
+TENSOR = "tests/ops/test_affine.py::test_per_tensor_is_cores"
+CHANNEL = "tests/ops/test_affine.py::test_per_channel_is_cores_on_every_axis"
+LEARNABLE = "tests/ops/test_affine.py::test_learnable_is_cores"
+CUDA = "tests/cuda/test_emulation.py"
+TRITON = "tests/triton/test_interpreted.py::test_interpreted_kernels_equal_the_reference"
+DIVISION = "tests/triton/test_compiled.py::test_division_is_rounded_to_nearest[90]"
+INITIAL = "tests/nn/test_initializers.py"
+CONVERTED = "tests/deploy/test_conversion.py"
+INTEGER = "tests/deploy/test_integer.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``old`` stands once in ``file``; with ``new`` in its place one of ``tests`` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    why: str
+
+    @property
+    def native(self) -> bool:
+        """Whether the CPU library has to be built again."""
+        return self.file.startswith("csrc/") and not self.file.startswith("csrc/cuda/")
+
+    def applied(self, text: str) -> str:
+        if (count := text.count(self.old)) != 1:
+            raise Stale(f"{self.name}: {self.file} has the text of the mutant {count} times instead of once:\n    {self.old}")
+        return text.replace(self.old, self.new)
+
+    def diff(self) -> str:
+        lines = difflib.unified_diff(self.old.splitlines(), self.new.splitlines(), lineterm="", n=0)
+        return "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
+
+
+class Stale(Exception):
+    """Nothing can be learned: what stands in the table, or a build, does not fit. The message says what."""
+
+
+def mutants(file: str, *rows: tuple[str, str, str, str | tuple[str, ...], str]) -> list[Mutant]:
+    """Rows of ``(name, old, new, tests, why)`` for one file."""
+    return [Mutant(name, file, old, new, (tests,) if isinstance(tests, str) else tests, why) for name, old, new, tests, why in rows]
+
+
+MUTANTS = [
+    *mutants(
+        "csrc/methods/numeric.h",
+        (
+            "cpu-round-half-up", "return (c + 12582912.0f) - 12582912.0f;",
+            "const V q = (c + 12582912.0f) - 12582912.0f; return select(c - q >= splat<V>(0.5f), q + splat<V>(1.0f), q);",
+            SUMS, "a tie goes to the even code",
+        ),
+        (
+            "cpu-round-fp64", "return (c + 6755399441055744.0) - 6755399441055744.0;", "return (c + 12582912.0) - 12582912.0;",
+            CHECKED, "fp32's magic number rounds nothing in fp64",
+        ),
+        (
+            "cpu-clip-nan", "select(v < low, splat<V>(low), v)", "select(v >= low, v, splat<V>(low))",
+            CHECKED, "NaN must stay NaN",
+        ),
+    ),
+    *mutants(
+        "csrc/methods/lsq.h",
+        ("cpu-mask-closed", "both(v > r.lower,", "both(v >= r.lower,", SUMS, "< is not <="),
+        ("cpu-edge-term", "select(v <= r.qmin,", "select(v < r.qmin,", SUMS, "the lower edge has qmin's gradient"),
+        (
+            "cpu-swapped-clip", "clip(position<V, F>(x, p), r.qmin, r.qmax)", "clip(position<V, F>(x, p), r.qmax, r.qmin)",
+            SUMS, "the ends of the range in their order",
+        ),
+        (
+            "cpu-reciprocal", "return x / p[0];", "return x * (splat<V>(F(1)) / p[0]);",
+            CHECKED, "a division, not a product with the reciprocal",
+        ),
+        (
+            "cpu-sign-of-step", "return gradient == 0 && parameter[0] < F(0) ? -(sum * scale) : sum * scale;",
+            "return gradient == 0 && parameter[0] > F(0) ? sum * scale : sum * scale;",
+            CHECKED, "a negative step turns its gradient",
+        ),
+        (
+            "cpu-mask-product", "    return select(inside, g, nan);", "    return g * select(inside, splat<V>(F(1)), nan);",
+            CHECKED, "an infinite gradient outside is 0, not NaN",
+        ),
+        (
+            "cpu-offset-inside", "terms[1] = select(inside, splat<V>(F(0)), g + nan);", "terms[1] = select(inside, g, nan);",
+            SUMS, "the offset's gradient comes from outside the range",
+        ),
+    ),
+    *mutants(
+        "csrc/methods/affine.h",
+        (
+            "cpu-core-mask", "select(both(c >= r.qmin, c <= r.qmax), g,", "select(both(c >= r.qmin, c < r.qmax), g,",
+            TENSOR, "core lets qmax itself pass",
+        ),
+        (
+            "cpu-core-division", "clip(code(x, p[2], p[1], r),", "clip(code(x / p[0], splat<V>(F(1)), p[1], r),",
+            TENSOR, "core multiplies by 1 / scale",
+        ),
+        ("cpu-core-fused", "Fused<V>::of(x, p[2], z)", "x * p[2] + z", LEARNABLE, "core's learnable backward pass rounds once"),
+    ),
+    *mutants(
+        "csrc/cpu/elementwise.h",
+        (
+            "cpu-tail", "std::memcpy(y + j, tail.out, (n - j) * sizeof(T));",
+            "std::memcpy(y + j, tail.out, (n - j - 1) * sizeof(T));",
+            SUMS, "the last element of a ragged run",
+        ),
+        (
+            "cpu-tail-sums", "std::memcpy(tail.g, g + j, (n - j) * sizeof(T));",
+            "for (int64_t k = 0; k < kLanes; ++k) tail.g[k] = g[j + (k < n - j ? k : 0)];",
+            SUMS, "what pads a tail must add nothing",
+        ),
+        (
+            "cpu-columns-channel", "prepared(c, w / c.geometry.inner, r,", "prepared(c, w % c.geometry.channels, r,",
+            CHECKED, "wrong stride of the axis",
+        ),
+        (
+            "cpu-16-bit-sums", "sums[i][k] += terms[i];",
+            "{ T kept[kWidth]; S::store(kept, sums[i][k] + terms[i]); sums[i][k] = S::load(kept); }",
+            SUMS, "sums of 16-bit inputs are kept in fp32",
+        ),
+        (
+            "cpu-sums-by-thread", "static_cast<F*>(c.partial[i])[t] = sums[i];",
+            "{ F* s = static_cast<F*>(c.partial[i]); const bool join = t > begin && c.geometry.channels == 1;\n"
+            "          s[t] = join ? F(0) : sums[i]; if (join) s[begin] += sums[i]; }",
+            THREADS, "a right sum, but its order hangs on the number of threads",
+        ),
+    ),
+    *mutants(
+        "csrc/cpu/vector.h",
+        (
+            "cpu-aligned-loads", "  V v;\n  std::memcpy(&v, p, sizeof(V));\n  return v;",
+            "  return *reinterpret_cast<const V*>(__builtin_assume_aligned(p, sizeof(V)));",
+            CHECKED, "storage may lie at any address",
+        ),
+        (
+            "cpu-bf16-truncates", "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16", "bits >> 16",
+            CHECKED, "bf16 rounds to nearest",
+        ),
+        (
+            "cpu-fp16-half-up", "(magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13",
+            "(magnitude - 0x38000000u + 0x1000u) >> 13",
+            CHECKED, "fp16 rounds a tie to even",
+        ),
+    ),
+    *mutants(
+        "csrc/torch/elementwise.cpp",
+        (
+            "cpu-group-layout", "if (a.group_size > 0 ? !x.is_contiguous() : !is_dense(x)) {", "if (!is_dense(x)) {",
+            CHECKED, "groups follow the last axis, not memory",
+        ),
+        (
+            "cpu-rounded-edge", "upper_belongs = std::fmod(c.qmax, 2.0) == 0;", "upper_belongs = std::fmod(c.qmax, 2.0) != 0;",
+            CHECKED, "at half a step out the tie belongs to the even code",
+        ),
+    ),
+    *mutants(
+        "csrc/torch/lsq.h",
+        (
+            "cpu-missing-g", "grad_scale * gradient_norm(grad_norm, x, step, qmax)", "grad_scale",
+            SUMS, "1/sqrt(N*qmax) belongs to the step's gradient",
+        ),
+    ),
+    *mutants(
+        "csrc/cuda/elementwise.cuh",
+        (
+            "cuda-last-piece", "return position + kVector <= rows * length;", "return position + kVector < rows * length;",
+            CUDA, "the last whole piece of a tile",
+        ),
+        (
+            "cuda-row-channel", "channel = (first + j) % job.geometry.channels;", "channel = first % job.geometry.channels;",
+            CUDA, "a parameter for each row of a tile",
+        ),
+        (
+            "cuda-order-of-sums", "for (int j = lane; j < length; j += int(kLanes)) sum += term[j];",
+            "for (int j = lane + (length - 1 - lane) / 32 * 32; j >= lane; j -= int(kLanes)) sum += term[j];",
+            CUDA, "a right sum in another order than the CPU's",
+        ),
+        (
+            "cuda-rows-that-are-not", "kWalk == Walk::columns ? rows * int(kLanes) : length;",
+            "kWalk == Walk::columns ? int(kRowBlock * kLanes) : length;",
+            CUDA, "terms that nobody wrote",
+        ),
+        (
+            "cuda-barrier",
+            "    for (int half = lanes / 2; half > 0; half /= 2)\n"
+            "      team.each([&](int thread) {\n"
+            "        if (thread % lanes < half) shared.sum[thread] += shared.sum[thread + half];\n"
+            "      });\n",
+            "    team.each([&](int thread) {\n"
+            "      for (int half = lanes / 2; half > 0; half /= 2)\n"
+            "        if (thread % lanes < half) shared.sum[thread] += shared.sum[thread + half];\n"
+            "    });\n",
+            CUDA, "a barrier between the steps of the tree",
+        ),
+    ),
+    *mutants(
+        "csrc/cuda/storage.cuh",
+        (
+            "cuda-fp16-half-up", "(magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13",
+            "(magnitude - 0x38000000u + 0x1000u) >> 13",
+            CUDA, "fp16 rounds a tie to even",
+        ),
+    ),
+    *mutants(
+        "triton_kernels/numeric.py",
+        ("triton-division", "return tl.div_rn(a, b)", "return a / b", DIVISION, "/ compiles to an approximation"),
+        ("triton-round-half-up", "return (c + magic) - magic", "return tl.floor(c + 0.5)", TRITON, "a tie goes to the even code"),
+        ("triton-clip-nan", "raised = tl.where(v < low, low, v)", "raised = tl.maximum(v, low)", TRITON, "NaN must stay NaN"),
+    ),
+    *mutants(
+        "triton_kernels/elementwise.py",
+        ("triton-tail", "(column < inner)[None, :]", "(column < inner - 1)[None, :]", TRITON, "the last element of a run"),
+        ("triton-channel", "mask, row % channels,", "mask, (row + 1) % channels,", TRITON, "a row's own parameter"),
+        (
+            "triton-fp16-sums", "total = tl.sum(tl.where(mask, terms[i], 0.0), axis=0 if COLUMNS else 1)",
+            "total = tl.sum(tl.where(mask, terms[i], 0.0).to(tl.float16), axis=0 if COLUMNS else 1).to(F)",
+            TRITON, "sums are kept in fp32",
+        ),
+    ),
+    *mutants(
+        "triton_kernels/lsq.py",
+        (
+            "triton-factor", "n = x.numel() // max(step.numel(), 1) if grad_norm == 1 else x.numel()", "n = x.numel()",
+            TRITON, "N counts the elements of one step",
+        ),
+    ),
+    *mutants(
+        "triton_kernels/affine.py",
+        ("triton-core-division", "clip(x * p[2],", "clip(divide(x, p[0]),", TRITON, "core multiplies by 1 / scale"),
+    ),
+    *mutants(
+        "fastq/reference/lsq.py",
+        (
+            "reference-round-half-up", "v.clamp(qmin, qmax).round() + 0.0", "(v.clamp(qmin, qmax) + 0.5).floor() + 0.0",
+            REFERENCE, "a tie goes to the even code",
+        ),
+        ("reference-mask", "m = (v > lower) & (v < upper)", "m = (v > lower) & (v <= upper)", REFERENCE, "< is not <="),
+        ("reference-edge", "torch.where(v <= qmin,", "torch.where(v < qmin,", REFERENCE, "the lower edge has qmin's gradient"),
+        (
+            "reference-missing-g", "* gradient_scale(x, step, qmax, grad_scale) * sign", "* sign",
+            REFERENCE, "1/sqrt(N*qmax) belongs to the step's gradient",
+        ),
+        ("reference-sign", "torch.where(step < 0, -1.0, 1.0)", "torch.where(step < 0, 1.0, 1.0)", REFERENCE, "a negative step"),
+        (
+            "reference-offset", "torch.where(m, 0.0, gf + nan)", "torch.where(m, gf, nan)",
+            REFERENCE, "the offset's gradient comes from outside the range",
+        ),
+        ("reference-eps", "step.abs().clamp(min=eps)", "step.abs()", REFERENCE, "a step of 0 acts as eps"),
+        ("reference-zero", ".round() + 0.0, s, b", ".round(), s, b", REFERENCE, "-0 comes out as +0"),
+    ),
+    *mutants(
+        "fastq/reference/affine.py",
+        (
+            "reference-core-division", "u = x.to(compute_dtype(x)) * _inverse(scale, x, axis)",
+            "u = x.to(compute_dtype(x)) / expand(scale, x, axis, 0)",
+            TENSOR, "core multiplies by 1 / scale",
+        ),
+        (
+            "reference-core-mask", "inside = (c >= qmin) & (c <= qmax)", "inside = (c > qmin) & (c <= qmax)",
+            TENSOR, "core lets qmin itself pass",
+        ),
+    ),
+    *mutants(
+        "fastq/granularity.py",
+        (
+            "group-index", "p.unsqueeze(-1).expand(*p.shape, group_size)",
+            "p.unsqueeze(-2).expand(*p.shape[:-1], group_size, p.shape[-1])",
+            SUMS, "the elements of a group are neighbours",
+        ),
+        (
+            "layout-of-y", "return t if t.stride() == like.stride() else like.copy_(t)", "return t",
+            STRIDES, "y has the layout of x",
+        ),
+        ("count-per-step", "return max(x.numel() // max(p.numel(), 1), 1)", "return max(x.numel(), 1)", REFERENCE, "N of one step"),
+    ),
+    *mutants(
+        "fastq/ranges.py",
+        ("range-narrow", "qmin = -(qmax if narrow else qmax + 1)", "qmin = -(qmax + 1)", REFERENCE, "narrow drops a code"),
+        ("range-rounded", "qmin % 2 == 0, qmax % 2 == 0", "qmin % 2 == 0, qmax % 2 == 1", REFERENCE, "the tie's even code"),
+    ),
+    *mutants(
+        "fastq/ops/lsq.py",
+        ("op-factors", '{"lsq": 1, "lsq-full": 2}', '{"lsq": 2, "lsq-full": 1}', SUMS, "the two meanings of N"),
+        ("op-swapped", "return dx, dstep, doffset, None,", "return dx, doffset, dstep, None,", SUMS, "whose gradient it is"),
+    ),
+    *mutants(
+        "fastq/ops/affine.py",
+        (
+            "op-axis", "axis_ = axis % x.dim()", "axis_ = (-1 - axis) % x.dim()",
+            CHANNEL, "axes count from the front",
+        ),
+    ),
+    *mutants(
+        "fastq/nn/initializers.py",
+        ("init-lsq", "/ math.sqrt(qmax)", "/ qmax", INITIAL, "2 mean|x| / sqrt(qmax)"),
+        ("init-sigma", "(mean - 3 * deviation).abs(), ", "(mean - deviation).abs(), ", INITIAL, "three sigma on both sides"),
+        ("init-grid", "widest * (k / CANDIDATES)", "widest * ((k + 1) / CANDIDATES)", INITIAL, "the grid ends at the range"),
+    ),
+    *mutants(
+        "fastq/deploy/integer.py",
+        (
+            "integer-fp32", "torch.float32 if k * largest <= FP32_EXACT else torch.float64", "torch.float32",
+            INTEGER, "sums beyond 2^24 round in fp32",
+        ),
+        (
+            "integer-dilation", "sh * dilation[0], sw * dilation[1], sc", "sh * dilation[1], sw * dilation[0], sc",
+            INTEGER, "dilation of rows and of columns",
+        ),
+        ("integer-probe", "(got == a * w * k).all()", "(got == a * w * k).any()", INTEGER, "a saturating product is not used"),
+    ),
+    *mutants(
+        "fastq/deploy/layers.py",
+        ("border-code", "codes, -self.zero)", "codes, 0)", CONVERTED, "a padded 0 has the code -zero"),
+        ("border-shift", "self._convolve(inside, 0)[0]", "self._convolve(inside, 1)[0]", CONVERTED, "padding has no offset"),
+        ("linear-zero", "acc = acc + self.zero * self.sums()", "acc = acc + 0 * self.sums()", CONVERTED, "codes moved into int8"),
+        ("code-nan", "x.isnan().any(-1, keepdim=True)", "x.isinf().any(-1, keepdim=True)", CONVERTED, "NaN must show"),
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant: ``killed``, ``survived`` or ``error``, by what, and in how many seconds."""
+
+    mutant: Mutant
+    state: str
+    detail: str
+    seconds: float
+
+
+class Tree:
+    """A copy of the sources in which mutants live, with an environment whose ``fastq`` is this copy."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: subprocess.Popen[str] | None = None
+        listed = subprocess.run(
+            ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        # An installed package has it here (pyproject.toml); in a bare copy of the sources a link does the same.
+        (folder / "fastq" / "triton_kernels").symlink_to(folder / "triton_kernels")
+        # An environment of its own: programs that tests start must find this copy, not what is installed for editing.
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
+        self.python = str(folder / ".venv" / "bin" / "python")
+        (site,) = (folder / ".venv" / "lib").glob("python*/site-packages")
+        packages = [path for path in sys.path if path.endswith("site-packages")]
+        (site / "mutants.pth").write_text("\n".join([str(folder), *packages]) + "\n")
+        self.native = folder / "build" / "native"
+        self.library = folder / "fastq" / "lib" / "libfastq.so"
+
+    def build(self) -> None:
+        """The CPU library and the runtime module, once; setup.py says how."""
+        setup = load(self.folder / "setup.py")
+        for flags in (setup.KERNEL_FLAGS, setup.TORCH_FLAGS):
+            flags[:] = [{"-O3": "-O1", "-O2": "-O0"}.get(flag, flag) for flag in flags]
+        ninja, products, _ = setup.plan()
+        ninja.folder = self.native
+        self.native.mkdir(parents=True)
+        (self.native / "build.ninja").write_text("\n".join(ninja.lines) + "\n")
+        self.ninja()
+        self.library.parent.mkdir()
+        for built, place in products:
+            shutil.copy2(self.native / built, self.folder / "fastq" / place)
+        self.objects = [line for line in self.ninja("-t", "inputs", "libfastq.so").split() if line.endswith(".o")]
+        self.link = self.ninja("-t", "commands", "libfastq.so").splitlines()[-1]
+
+    def ninja(self, *arguments: str) -> str:
+        code, output = self.run(sys.executable, "-m", "ninja", "-j1", "-C", str(self.native), *arguments, limit=300)
+        if code != 0:
+            raise Stale(f"the build failed:\n{tail(output)}")
+        return output
+
+    def build_mutant(self, file: str) -> None:
+        """One instruction set's kernels, torch's side where that is what changed (of a method it takes the numbers of values, which
+        no mutant touches), and the library."""
+        own = [name for name in self.objects if not name.startswith("kernels_")]
+        self.ninja(f"kernels_{ISA}.o", *(own if file.startswith("csrc/torch/") else []))
+        subprocess.run(self.link, shell=True, cwd=self.native, check=True)
+        self.place(self.native / "libfastq.so")
+
+    def place(self, library: Path) -> None:
+        new = self.library.with_suffix(".new")
+        shutil.copy2(library, new)
+        new.replace(self.library)
+
+    def test(self, tests: tuple[str, ...], limit: float) -> tuple[int | None, str]:
+        options = ("-x", "-q", "--tb=short", "-rfE", "-p", "no:cacheprovider", "--hypothesis-seed=0")
+        return self.run(self.python, "-m", "pytest", *options, *tests, limit=limit)
+
+    def run(self, *command: str, limit: float) -> tuple[int | None, str]:
+        """Exit status (None after ``limit`` seconds) and output. The command and all that it starts end with it."""
+        env = {**os.environ, "FASTQ_CPU_ISA": ISA, "FASTQ_TEST_QUICK": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.running = process = subprocess.Popen(
+            command, cwd=self.folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            output, _ = process.communicate(timeout=limit)
+            return process.returncode, output
+        except subprocess.TimeoutExpired:
+            self.stop()
+            return None, process.communicate()[0]
+
+    def stop(self) -> None:
+        if self.running is not None and self.running.poll() is None:
+            os.killpg(self.running.pid, signal.SIGKILL)
+
+    def judge(self, mutant: Mutant, limit: float) -> Outcome:
+        """Apply, build, test, undo."""
+        start = time.monotonic()
+        path, clean = self.folder / mutant.file, self.library.with_name("clean")
+        text = path.read_text()
+        try:
+            path.write_text(mutant.applied(text))
+            if mutant.native:
+                shutil.copy2(self.library, clean)
+                self.build_mutant(mutant.file)
+            else:
+                compile(path.read_text(), mutant.file, "exec") if path.suffix == ".py" else None
+            state, detail = verdict(*self.test(mutant.tests, limit))
+        except (Stale, SyntaxError, subprocess.CalledProcessError) as error:
+            state, detail = "error", str(error)
+        finally:
+            path.write_text(text)
+            if clean.exists():
+                self.place(clean)
+                clean.unlink()
+        return Outcome(mutant, state, detail, time.monotonic() - start)
+
+
+def verdict(code: int | None, output: str) -> tuple[str, str]:
+    """From pytest's exit status and output to what became of the mutant."""
+    if code is None:
+        return "killed", "it hung: the time limit ended it"
+    if code == 0:
+        return "survived", ""
+    if code < 0:
+        return "killed", f"it crashed: {signal.Signals(-code).name}"
+    # Not a fault found but one that cannot run: a compiler's message, or Triton's, or a name that is not there.
+    broken = re.search(r"^.*(?:\b(?:error|warning): |CompilationError|NameError|SyntaxError|ImportError).*$", output, re.MULTILINE)
+    if code != 1 or broken:
+        return "error", (broken.group(0).strip() if broken else f"pytest ended with {code}:\n{tail(output)}")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+    return "killed", failed.group(1).removeprefix("tests/") if failed else tail(output, 1)
+
+
+def tail(output: str, lines: int = 25) -> str:
+    return "\n".join(output.rstrip().splitlines()[-lines:])
+
+
+def load(path: Path) -> ModuleType:
+    name = f"fastq_setup_{abs(hash(path))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise Stale(f"{path} is not there")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def in_parallel(trees: list[Tree], jobs: list[Any], work: Callable[[Tree, Any], Any], done: Callable[[Any], None]) -> None:
+    """``done(work(tree, job))`` for every job, each tree busy with one at a time. The first exception ends it."""
+    todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for job in jobs:
+        todo.put(job)
+    raised: list[BaseException] = []
+
+    def worker(tree: Tree) -> None:
+        try:
+            while not raised:
+                done(work(tree, todo.get_nowait()))
+        except queue.Empty:
+            pass
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=worker, args=(tree,), daemon=True) for tree in trees]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)
+    finally:
+        for tree in trees:
+            tree.stop()
+    if raised:
+        raise raised[0]
+
+
+def baseline(trees: list[Tree], chosen: list[Mutant], limit: float) -> None:
+    """The tests pass where nothing is changed; ``Stale`` otherwise. One run for each file of tests."""
+    files: dict[str, set[str]] = {}
+    for test in {test for mutant in chosen for test in mutant.tests}:
+        files.setdefault(test.partition("::")[0], set()).add(test)
+    slow_first = sorted((tuple(sorted(tests)) for tests in files.values()), key=lambda tests: "triton" not in tests[0])
+
+    def check(result: tuple[int | None, str]) -> None:
+        if result[0] != 0:
+            raise Stale(f"the tests fail without any mutant:\n{tail(result[1])}")
+
+    in_parallel(trees, slow_first, lambda tree, tests: tree.test(tests, 4 * limit), check)
+
+
+def report(console: Console, outcomes: list[Outcome]) -> None:
+    table = Table(title="mutants", title_justify="left")
+    for column in ("mutant", "file", "fault", "seconds", "result", "by"):
+        table.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
+    colours = {"killed": "green", "survived": "bold red", "error": "bold magenta"}
+    for outcome in sorted(outcomes, key=lambda outcome: MUTANTS.index(outcome.mutant)):
+        mutant, by = outcome.mutant, outcome.detail if outcome.state == "killed" else ""
+        result = f"[{colours[outcome.state]}]{outcome.state}[/]"
+        table.add_row(mutant.name, mutant.file, mutant.why, f"{outcome.seconds:.0f}", result, by.replace("[", "\\["))
+    console.print(table)
+    for outcome in outcomes:
+        if outcome.state != "killed":
+            console.rule(f"{outcome.mutant.name}: {outcome.state}", align="left")
+            console.print(f"{outcome.mutant.file}\n{outcome.mutant.diff()}\n{outcome.detail}", markup=False)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mutants.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these mutants alone")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2), help="mutants at once (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=180, help="seconds that a mutant's tests may take (default: %(default)s)")
+    parser.add_argument("--no-baseline", action="store_true", help="trust that the tests pass without a mutant")
+    options = parser.parse_args()
+    known = {mutant.name for mutant in MUTANTS}
+    if unknown := set(options.only or ()) - known:
+        parser.error(f"no mutant is called {', '.join(sorted(unknown))}; --list prints the names")
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    console = Console(highlight=False)
+    chosen = [mutant for mutant in MUTANTS if not options.only or mutant.name in options.only]
+    if options.list:
+        for mutant in chosen:
+            console.print(f"{mutant.name:<26} {mutant.file:<32} {mutant.why}", markup=False, soft_wrap=True)
+        return 0
+    os.environ["FASTQ_BUILD_CUDA"] = "0"
+    start = time.monotonic()
+    outcomes: list[Outcome] = []
+    try:
+        if len({mutant.name for mutant in MUTANTS}) != len(MUTANTS):
+            raise Stale("two mutants have the same name")
+        for mutant in MUTANTS:
+            mutant.applied((ROOT / mutant.file).read_text())
+        with tempfile.TemporaryDirectory(prefix="fastq-mutants-") as folder, progress(console) as bar:
+            task = bar.add_task("copy and build", total=None)
+            trees = []
+            for number in range(min(options.jobs, len(chosen))):
+                (tree := Path(folder).resolve() / str(number)).mkdir()
+                trees.append(Tree(tree))
+            in_parallel(trees, trees, lambda _, tree: tree.build(), lambda _: None)
+            if not options.no_baseline:
+                bar.update(task, description="without a mutant")
+                baseline(trees, chosen, options.limit)
+            bar.update(task, description="mutants", total=len(chosen))
+
+            def done(outcome: Outcome) -> None:
+                outcomes.append(outcome)
+                bar.advance(task)
+                bar.console.print(f"{outcome.state:<8} {outcome.mutant.name} ({outcome.seconds:.0f} s)", markup=False)
+
+            # The long ones first, so that no worker ends with one
+            chosen.sort(key=lambda mutant: (mutant.tests[0] != DIVISION, mutant.tests[0] != CUDA, not mutant.native))
+            in_parallel(trees, chosen, lambda tree, mutant: tree.judge(mutant, options.limit), done)
+    except Stale as error:
+        console.print(f"mutants: {error}", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("mutants: interrupted")
+        return 130
+    report(console, outcomes)
+    count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("killed", "survived", "error")}
+    summary = ", ".join(f"{number} {state}" for state, number in count.items())
+    console.print(f"{len(outcomes)} mutants in {time.monotonic() - start:.0f} s: {summary}")
+    return 2 if count["error"] else 1 if count["survived"] else 0
+
+
+def progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
