@@ -1,0 +1,72 @@
+"""The mutation gate's own parts: its table fits the sources, and it tells a fault found from one that cannot run."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.source
+
+
+@pytest.fixture(scope="module")
+def driver() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fastq_mutants", ROOT / ".ci" / "mutants.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fastq_mutants"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_mutant_changes_its_file_once(driver: ModuleType) -> None:
+    assert len(driver.MUTANTS) >= 26
+    assert len({mutant.name for mutant in driver.MUTANTS}) == len(driver.MUTANTS)
+    for mutant in driver.MUTANTS:
+        text = (ROOT / mutant.file).read_text()
+        changed = mutant.applied(text)
+        assert changed != text and mutant.diff(), mutant.name
+        if mutant.file.endswith(".py"):
+            compile(changed, mutant.file, "exec")
+        for test in mutant.tests:
+            path, _, name = test.partition("::")
+            assert f"def {name.partition('[')[0]}" in (ROOT / path).read_text(), test
+
+
+def test_a_table_that_does_not_fit_is_no_result(driver: ModuleType) -> None:
+    mutant = replace(driver.MUTANTS[0], old="what stands nowhere")
+    with pytest.raises(driver.Stale, match="0 times instead of once"):
+        mutant.applied((ROOT / mutant.file).read_text())
+    with pytest.raises(driver.Stale, match="2 times instead of once"):
+        replace(mutant, old="a").applied("a a")
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "state", "detail"),
+    [
+        (0, "3 passed", "survived", ""),
+        (1, "E   assert 1 == 2\nFAILED tests/ops/test_lsq.py::test_x[1] - assert 1 == 2\n", "killed", "ops/test_lsq.py::test_x[1]"),
+        (-11, "", "killed", "it crashed: SIGSEGV"),
+        (None, "", "killed", "it hung: the time limit ended it"),
+        (1, "E   f32.cu: elementwise.cuh:3:1: error: expected ';'\nFAILED tests/cuda/x.py::y", "error", "expected ';'"),
+        (1, "E   NameError: name 'lower' is not defined\nFAILED tests/x.py::y", "error", "NameError"),
+        (4, "ERROR: not found: tests/x.py::y", "error", "pytest ended with 4"),
+        (5, "no tests ran", "error", "pytest ended with 5"),
+    ],
+)  # fmt: skip
+def test_a_mutant_that_cannot_run_is_not_killed(driver: ModuleType, code: int, output: str, state: str, detail: str) -> None:
+    got, why = driver.verdict(code, output)
+    assert got == state and (detail in why if detail else why == "")
+
+
+def test_names_are_checked(driver: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["mutants.py", "--only", "no-such-fault"])
+    with pytest.raises(SystemExit) as ended:
+        driver.main()
+    assert ended.value.code == 2 and "no mutant is called no-such-fault" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["mutants.py", "--list"])
+    assert driver.main() == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(driver.MUTANTS)
