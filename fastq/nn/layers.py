@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from typing import Any
 
 import torch
@@ -12,12 +14,6 @@ from .quantizer import LSQ
 
 __all__ = ["QUANTIZED", "QuantConv1d", "QuantConv2d", "QuantLinear"]
 
-#: Where ``nn.Module`` keeps what users hook onto a layer.
-HOOKS = (
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook",
-)  # fmt: skip
-
 
 class _Quantized:
     """What the three layers share. A quantizer that is None leaves its tensor in floating point."""
@@ -27,6 +23,9 @@ class _Quantized:
     input_quantizer: LSQ | None
 
     def _set_quantizers(self, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> None:
+        for name, quantizer in (("weight_quantizer", weight_quantizer), ("input_quantizer", input_quantizer)):
+            if not isinstance(quantizer, LSQ | None):
+                raise TypeError(f"{type(self).__name__}: {name} must be a fastq.nn.LSQ or None, got {type(quantizer).__name__}")
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
         for quantizer in (weight_quantizer, input_quantizer):
             if quantizer is not None:
@@ -40,17 +39,29 @@ class _Quantized:
         return x, self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
 
     @classmethod
-    def _adopt(cls, module: Any, weight_quantizer: LSQ | None, input_quantizer: LSQ | None, arguments: dict[str, Any]) -> Any:
-        if not isinstance(module.weight, nn.Parameter):
-            raise ValueError(
-                f"{cls.__name__}: weight must be a parameter, but a hook computes it (weight norm, spectral norm, pruning); "
-                "make it permanent first"
-            )
-        make: Any = cls
-        new = make(**arguments, bias=module.bias is not None, device="meta")
-        new.weight, new.bias = module.weight, module.bias
-        for hooks in HOOKS:
-            setattr(new, hooks, getattr(module, hooks))  # the same dict: the handle that the user holds still removes
+    def _adopt(cls, module: Any, kind: type[nn.Module], weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> Any:
+        """``module``'s whole state under this class, whatever users attached included; ``module`` itself stays as it was."""
+        if not isinstance(module, kind):
+            raise TypeError(f"{cls.__name__}: module must be a torch.nn.{kind.__name__}, got {type(module).__name__}")
+        for name in ("weight", "bias"):
+            if not isinstance(getattr(module, name), nn.Parameter | None):
+                raise ValueError(
+                    f"{cls.__name__}: {name} must be a parameter, but a hook computes it (weight norm, spectral norm, pruning); "
+                    "make it permanent first"
+                )
+        if "forward" in vars(module):
+            raise ValueError(f"{cls.__name__}: forward was replaced on this layer itself, and quantizers would not be called by it")
+        new: Any = cls.__new__(cls)
+        state = vars(new)
+        state.update(vars(module))  # hooks are the same dicts: the handle that a user holds still removes
+        for own in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            state[own] = state[own].copy()
+        state.pop("_compiled_call_impl", None)  # of the layer in floating point
+        state["_load_state_dict_pre_hooks"] = state["_load_state_dict_pre_hooks"].copy()
+        for key, hook in state["_load_state_dict_pre_hooks"].items():
+            if getattr(hook, "with_module", False):  # these alone remember their module, so the new layer has its own
+                state["_load_state_dict_pre_hooks"][key] = hook = copy.copy(hook)
+                hook.module = weakref.ref(new)
         new._set_quantizers(weight_quantizer, input_quantizer)
         return new.train(module.training)
 
@@ -69,18 +80,16 @@ class QuantLinear(_Quantized, nn.Linear):
 
     @classmethod
     def from_float(cls, module: nn.Linear, *, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> QuantLinear:
-        """The quantized form of ``module``, which keeps its weight and bias parameters."""
-        arguments = {"in_features": module.in_features, "out_features": module.out_features}
-        return cls._adopt(module, weight_quantizer, input_quantizer, arguments)
+        """The quantized form of ``module``, with its very parameters, buffers, hooks, attributes and mode.
+
+        Raises ``TypeError`` for another type, ``ValueError`` for a weight or bias that a hook computes, a forward that was
+        replaced on the instance, or a weight quantizer whose step does not fit.
+        """
+        return cls._adopt(module, nn.Linear, weight_quantizer, input_quantizer)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         x, weight = self._quantized(input)
         return F.linear(x, weight, self.bias)
-
-
-def _convolution(module: Any) -> dict[str, Any]:
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    return {name: getattr(module, name) for name in names}
 
 
 class QuantConv1d(_Quantized, nn.Conv1d):
@@ -97,8 +106,12 @@ class QuantConv1d(_Quantized, nn.Conv1d):
 
     @classmethod
     def from_float(cls, module: nn.Conv1d, *, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> QuantConv1d:
-        """The quantized form of ``module``, which keeps its weight and bias parameters."""
-        return cls._adopt(module, weight_quantizer, input_quantizer, _convolution(module))
+        """The quantized form of ``module``, with its very parameters, buffers, hooks, attributes and mode.
+
+        Raises ``TypeError`` for another type, ``ValueError`` for a weight or bias that a hook computes, a forward that was
+        replaced on the instance, or a weight quantizer whose step does not fit.
+        """
+        return cls._adopt(module, nn.Conv1d, weight_quantizer, input_quantizer)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         x, weight = self._quantized(input)
@@ -119,8 +132,12 @@ class QuantConv2d(_Quantized, nn.Conv2d):
 
     @classmethod
     def from_float(cls, module: nn.Conv2d, *, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> QuantConv2d:
-        """The quantized form of ``module``, which keeps its weight and bias parameters."""
-        return cls._adopt(module, weight_quantizer, input_quantizer, _convolution(module))
+        """The quantized form of ``module``, with its very parameters, buffers, hooks, attributes and mode.
+
+        Raises ``TypeError`` for another type, ``ValueError`` for a weight or bias that a hook computes, a forward that was
+        replaced on the instance, or a weight quantizer whose step does not fit.
+        """
+        return cls._adopt(module, nn.Conv2d, weight_quantizer, input_quantizer)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         x, weight = self._quantized(input)
