@@ -12,8 +12,10 @@ fail without a mutant, the table does not fit the sources, a mutant does not com
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib.util
+import json
 import os
 import queue
 import re
@@ -364,6 +366,26 @@ MUTANTS = [
     ),
 ]  # fmt: skip
 
+#: Runs pytest once for each line of JSON it reads, ``[output file, arguments...]``, in a fork that has torch loaded: that takes
+#: longer than most of the tests. Answers with the fork's number, and with its exit status once it has ended.
+SERVER = """
+import json, os, sys
+import pytest, torch, torch._dynamo
+
+for line in sys.stdin:
+    output, *arguments = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        to = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(to, 1), os.dup2(to, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        code = pytest.main(arguments)
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -380,7 +402,8 @@ class Tree:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.running: subprocess.Popen[str] | None = None
+        self.running: int | None = None
+        self.server: subprocess.Popen[str] | None = None
         listed = subprocess.run(
             ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
@@ -400,7 +423,7 @@ class Tree:
         self.library = folder / "fastq" / "lib" / "libfastq.so"
 
     def build(self) -> None:
-        """The CPU library and the runtime module, once; setup.py says how."""
+        """The CPU library and the runtime module, once; setup.py says how. Then what runs the tests."""
         setup = load(self.folder / "setup.py")
         for flags in (setup.KERNEL_FLAGS, setup.TORCH_FLAGS):
             flags[:] = [{"-O3": "-O1", "-O2": "-O0"}.get(flag, flag) for flag in flags]
@@ -414,12 +437,14 @@ class Tree:
             shutil.copy2(self.native / built, self.folder / "fastq" / place)
         self.objects = [line for line in self.ninja("-t", "inputs", "libfastq.so").split() if line.endswith(".o")]
         self.link = self.ninja("-t", "commands", "libfastq.so").splitlines()[-1]
+        self.serve()
 
     def ninja(self, *arguments: str) -> str:
-        code, output = self.run(sys.executable, "-m", "ninja", "-j1", "-C", str(self.native), *arguments, limit=300)
-        if code != 0:
-            raise Stale(f"the build failed:\n{tail(output)}")
-        return output
+        command = [sys.executable, "-m", "ninja", "-j1", "-C", str(self.native), *arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            raise Stale(f"the build failed:\n{tail(done.stdout)}")
+        return done.stdout
 
     def build_mutant(self, file: str) -> None:
         """One instruction set's kernels, torch's side where that is what changed (of a method it takes the numbers of values, which
@@ -434,26 +459,47 @@ class Tree:
         shutil.copy2(library, new)
         new.replace(self.library)
 
-    def test(self, tests: tuple[str, ...], limit: float) -> tuple[int | None, str]:
-        options = ("-x", "-q", "--tb=short", "-rfE", "-p", "no:cacheprovider", "--hypothesis-seed=0")
-        return self.run(self.python, "-m", "pytest", *options, *tests, limit=limit)
-
-    def run(self, *command: str, limit: float) -> tuple[int | None, str]:
-        """Exit status (None after ``limit`` seconds) and output. The command and all that it starts end with it."""
+    def serve(self) -> None:
         env = {**os.environ, "FASTQ_CPU_ISA": ISA, "FASTQ_TEST_QUICK": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        self.running = process = subprocess.Popen(
-            command, cwd=self.folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            output, _ = process.communicate(timeout=limit)
-            return process.returncode, output
-        except subprocess.TimeoutExpired:
-            self.stop()
-            return None, process.communicate()[0]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.server = subprocess.Popen([self.python, "-c", SERVER], cwd=self.folder, env=env, **pipes)
+
+    def test(self, tests: tuple[str, ...], limit: float) -> tuple[int | None, str]:
+        """pytest's exit status (None: ended after ``limit`` seconds) and output."""
+        options = ("-x", "-q", "--tb=short", "-rfE", "-p", "no:cacheprovider", "--hypothesis-seed=0")
+        output = self.folder / "output"
+        self.ask(json.dumps([str(output), *options, *tests]))
+        self.running = int(self.answer())
+        timer = threading.Timer(limit, self.stop)
+        timer.start()
+        code = self.answer()
+        hung = not timer.is_alive()
+        timer.cancel()
+        self.running = None
+        return None if hung else int(code), output.read_text(errors="replace")
+
+    def ask(self, line: str) -> None:
+        if self.server is None or self.server.stdin is None:
+            raise Stale("no server runs the tests")
+        print(line, file=self.server.stdin, flush=True)
+
+    def answer(self) -> str:
+        line = self.server.stdout.readline() if self.server is not None and self.server.stdout is not None else ""
+        if not line:
+            raise Stale("the server that runs the tests ended")
+        return line
 
     def stop(self) -> None:
-        if self.running is not None and self.running.poll() is None:
-            os.killpg(self.running.pid, signal.SIGKILL)
+        """End the tests that are running, and all that they started."""
+        if (running := self.running) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.stop()
+        if self.server is not None:
+            self.server.kill()
+            self.server.wait()
 
     def judge(self, mutant: Mutant, limit: float) -> Outcome:
         """Apply, build, test, undo."""
@@ -533,7 +579,7 @@ def in_parallel(trees: list[Tree], jobs: list[Any], work: Callable[[Tree, Any], 
             while thread.is_alive():
                 thread.join(0.2)
     finally:
-        for tree in trees:
+        for tree in trees if raised or any(thread.is_alive() for thread in threads) else ():
             tree.stop()
     if raised:
         raise raised[0]
@@ -594,6 +640,7 @@ def main() -> int:
             console.print(f"{mutant.name:<26} {mutant.file:<32} {mutant.why}", markup=False, soft_wrap=True)
         return 0
     os.environ["FASTQ_BUILD_CUDA"] = "0"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the copies are removed then too
     start = time.monotonic()
     outcomes: list[Outcome] = []
     try:
@@ -601,16 +648,20 @@ def main() -> int:
             raise Stale("two mutants have the same name")
         for mutant in MUTANTS:
             mutant.applied((ROOT / mutant.file).read_text())
-        with tempfile.TemporaryDirectory(prefix="fastq-mutants-") as folder, progress(console) as bar:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastq-mutants-"))
+            bar = stack.enter_context(progress(console))
             task = bar.add_task("copy and build", total=None)
-            trees = []
+            trees: list[Tree] = []
             for number in range(min(options.jobs, len(chosen))):
-                (tree := Path(folder).resolve() / str(number)).mkdir()
-                trees.append(Tree(tree))
+                (place := Path(folder).resolve() / str(number)).mkdir()
+                trees.append(Tree(place))
+                stack.callback(trees[-1].close)
             in_parallel(trees, trees, lambda _, tree: tree.build(), lambda _: None)
             if not options.no_baseline:
                 bar.update(task, description="without a mutant")
                 baseline(trees, chosen, options.limit)
+            bar.console.print(f"built, and the tests pass without a mutant ({time.monotonic() - start:.0f} s)")
             bar.update(task, description="mutants", total=len(chosen))
 
             def done(outcome: Outcome) -> None:
