@@ -11,6 +11,7 @@ __all__ = ["table"]
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, color: bool = False) -> str:
     """The rows as text; columns whose entries are numbers stand right."""
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
@@ -21,6 +22,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
         out.add_column(name, justify="right" if numeric and cells else "left", no_wrap=True)
     for row in cells:
         out.add_row(*row)
-    console = Console(file=io.StringIO(), width=200, force_terminal=color, markup=False, emoji=False)  # [ab] is a glob
+    wide = sum(max(map(cell_len, column)) + 3 for column in zip(columns, *cells, strict=True))  # nothing is ever cut off
+    console = Console(file=io.StringIO(), width=max(200, wide), force_terminal=color, markup=False, emoji=False)  # [ab] is a glob
     console.print(out)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
