@@ -27,6 +27,10 @@ class Layer:
     note: str
 
 
+def _width(bits: int | tuple[int, int] | None) -> str:
+    return "float" if bits is None else f"{bits} bit" if isinstance(bits, int) else f"{bits[0]}..{bits[1]}"
+
+
 @dataclass(frozen=True)
 class Preparation:
     """What :func:`prepare` did. ``str()`` of it is a table; ``model`` is the prepared model (another object than the one given
@@ -39,15 +43,15 @@ class Preparation:
         rows = []
         for layer in self.layers:
             r = layer.recipe
-            weights = "float" if r is None or r.weight_bits is None else f"{r.weight_bits} bit"
-            activations = "float" if r is None or r.activation_bits is None else f"{r.activation_bits} bit"
+            weights, activations = ("float", "float") if r is None else (_width(r.weight_bits), _width(r.activation_bits))
             grain = "" if r is None or r.weight_bits is None else "per channel" if r.per_channel else "per tensor"
             rows.append((layer.name or "(model)", layer.type, weights, grain, activations, layer.note))
         return table(("layer", "type", "weight", "granularity", "activation", "note"), rows)
 
 
 def _matches(pattern: str, names: list[str], module: nn.Module) -> bool:
-    return pattern == type(module).__name__ or any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    # a name is a name also where it has brackets
+    return pattern == type(module).__name__ or pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def _leave_fast_path(model: nn.Module) -> None:
@@ -132,23 +136,24 @@ def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
             layers.append(Layer(name, type(module).__name__, None, note))
             continue
         layer_recipe, note = recipe.default, ""
-        if recipe.first_last_bits is not None and name in (chosen[0], chosen[-1]):
-            bits = recipe.first_last_bits
-            layer_recipe = replace(
-                layer_recipe,
-                weight_bits=layer_recipe.weight_bits and max(bits, 2),
-                activation_bits=layer_recipe.activation_bits and bits,
-            )
-            note = "first layer" if name == chosen[0] else "last layer"
-        for pattern, values in recipe.overrides.items():
-            if _matches(pattern, names[module], module):
-                layer_recipe, note = replace(layer_recipe, **values), f"override {pattern!r}"
         try:
+            if recipe.first_last_bits is not None and name in (chosen[0], chosen[-1]):
+                bits = recipe.first_last_bits
+                layer_recipe = replace(
+                    layer_recipe,
+                    weight_bits=layer_recipe.weight_bits and max(bits, 2),
+                    activation_bits=layer_recipe.activation_bits and bits,
+                )
+                note = "first layer" if name == chosen[0] else "last layer"
+            for pattern, values in recipe.overrides.items():
+                if _matches(pattern, names[module], module):
+                    layer_recipe, note = replace(layer_recipe, **values), f"override {pattern!r}"
             new[module] = QUANTIZED[type(module)].from_float(module, **_quantizers(module, layer_recipe))
         except ValueError as error:
             raise ValueError(f"prepare: layer {name!r}: {error}") from None
         layers.append(Layer(name, type(module).__name__, layer_recipe, note))
-    for parent in list(model.modules()):  # not named_children(), which gives a module that has two names only once
+    # a layer may hold layers; and not named_children(), which gives a module that has two names only once
+    for parent in [*model.modules(), *new.values()]:
         for child_name, child in list(parent._modules.items()):
             if child in new:
                 parent._modules[child_name] = new[child]
