@@ -19,6 +19,15 @@ LAYERS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The tensors here are small, and on a busy machine two threads wait for each other longer than one works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def values(shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(torch.get_default_device())
 
