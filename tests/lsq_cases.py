@@ -103,6 +103,19 @@ def check_sums(fn: Callable[..., torch.Tensor]) -> None:
                     assert (off <= bound).all(), f"{name}, {dtype}, {where}, {scale}: off by {off.max()}"
 
 
+def check_division(fn: Callable[..., torch.Tensor]) -> None:
+    """Next to a tie a product with ``1 / step`` gives another code than the division: the codes against the formula by hand."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    for s in (0.1, 0.037, 3.0, 0.7):
+        step = torch.tensor([s], device="cpu")
+        ties = torch.arange(-7, 7, device="cpu").repeat(500) + 0.5
+        ulp = torch.randint(-3, 4, ties.shape, generator=generator, device="cpu") * torch.finfo(torch.float32).eps
+        x = ties * step * (1 + ulp)
+        y = fn(x.to(DEVICE), step.to(DEVICE), bits=4).cpu()
+        wrong = y != step * (x / step).round()
+        assert not wrong.any(), f"{int(wrong.sum())} of {x.numel()} codes are wrong for a step of {s}"
+
+
 def _sum(t: torch.Tensor, parameter: tuple[int, ...], axis: int, group: int) -> torch.Tensor:
     if group:
         return t.view(*parameter, group).sum(-1)

@@ -77,8 +77,9 @@ def test_per_channel_is_cores_on_every_axis(dtype: torch.dtype, kind: torch.dtyp
 def test_learnable_is_cores(zero: float, backend: str) -> None:
     for shape, axis in (((50, 40), None), ((6, 5, 33), 0), ((6, 5, 33), 1), ((6, 5, 33), -1)):
         n = 1 if axis is None else shape[axis]
-        x, g = near_ties(shape, 0.05, int(zero)), torch.randn(shape)
         scale = torch.rand(n) * 0.1 + 0.01
+        along = scale.cpu().view([-1 if d == (axis or 0) % len(shape) else 1 for d in range(len(shape))])
+        x, g = near_ties(shape, 1.0, int(zero)) * along.to(DEVICE), torch.randn(shape)
         zero_point = torch.full((n,), zero)
         name = f"_fake_quantize_learnable_per_{'tensor' if axis is None else 'channel'}_affine"
         # Core counts a negative axis of the learnable operator only from the front.

@@ -11,7 +11,7 @@ import torch
 from device import BACKEND, DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lsq_cases import check_sums, lsq, lsq_cases, reference, surrogate
+from lsq_cases import check_division, check_sums, lsq, lsq_cases, reference, surrogate
 
 import fastq
 from fastq.autograd import LSQ
@@ -19,6 +19,9 @@ from fastq.testing import check_quantizer, same_bits
 
 forward_op = torch.ops.fastq.lsq_forward.default
 backward_op = torch.ops.fastq.lsq_backward.default
+
+
+X, S = torch.randn(4, 6), torch.ones(1)
 
 
 def operators() -> list[tuple[Any, tuple[Any, ...]]]:
@@ -55,6 +58,27 @@ def test_gradients_are_the_derivative_of_the_surrogate(offset: bool) -> None:
 def test_sums_and_factors_are_the_formulas(backend: str) -> None:
     with fastq.use_backend(backend):
         check_sums(lsq)
+
+
+@pytest.mark.parametrize("backend", [BACKEND, "reference"])
+def test_the_step_divides(backend: str) -> None:
+    with fastq.use_backend(backend):
+        check_division(lsq)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_results_half_way_between_16_bit_numbers_round_to_even(dtype: torch.dtype) -> None:
+    """Steps that are midpoints of neighbours of the dtype, and the fp32 numbers next to them; the code is 1 nearly everywhere."""
+    first, last = (1, 0x7BFF) if dtype == torch.float16 else (0x3400, 0x7E00)  # bf16: beyond eps, and finite when added
+    numbers = torch.arange(first, last, dtype=torch.int16).view(dtype).float()
+    middle = (numbers[1:] + numbers[:-1]) / 2
+    steps = torch.cat([middle, middle.nextafter(numbers[1:]), middle.nextafter(numbers[:-1])])
+    x = steps.to(dtype)
+    q = (x.float() / steps).round().clamp(-8, 7)
+    assert (q == 1).float().mean() > 0.9
+    with fastq.use_backend(BACKEND):
+        y = fastq.lsq(x, steps, bits=4, axis=0)
+    assert same_bits(y.cpu(), (q * steps).to(dtype).cpu())
 
 
 shapes = st.lists(st.integers(0, 9), min_size=1, max_size=4)
@@ -202,6 +226,43 @@ def test_uninitialised_memory_never_shows() -> None:
         torch.use_deterministic_algorithms(before)
 
 
+def test_more_elements_than_32_bits_count() -> None:
+    # Zeros that are only read take no memory on a CPU; what is written takes 4 GiB at a time.
+    x, g = (torch.zeros(2, 2**30 + 8, dtype=torch.bfloat16) for _ in range(2))
+    x[1, -4:] = torch.tensor([0.3, -0.8, 9.0, 0.1])
+    g[1, -4:] = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    step = torch.tensor([0.5, 0.25])
+    with torch.no_grad(), fastq.use_backend(BACKEND):
+        y = fastq.lsq(x, step, bits=3, axis=0)
+        assert y[1, -5:].tolist() == [0.0, 0.25, -0.75, 0.75, 0.0] and not y[0, -4:].any()
+        del y
+    leaves = [t.requires_grad_() for t in (x, step)]
+    with fastq.use_backend(BACKEND):
+        dx, dstep = torch.autograd.grad(fastq.lsq(*leaves, bits=3, axis=0, grad_scale=1.0), leaves, g)
+    assert dx[1, -5:].tolist() == [0.0, 1.0, 2.0, 0.0, 8.0]
+    v = x.detach()[1, -4:].float() / 0.25
+    terms = torch.where(v < 3, v.round() - v, 3.0) * g[1, -4:].float()
+    assert dstep.tolist() == [0.0, float(terms.sum())]
+
+
+def test_no_op_looks_at_a_value() -> None:
+    # A fake tensor has none to look at: .item(), .tolist() or a branch on a value would raise.
+    scale, zero = torch.tensor([0.1]), torch.tensor([1.0])
+    with torch._subclasses.FakeTensorMode() as mode:
+        for make in (
+            lambda x, s, z: fastq.lsq(x, s, bits=4, offset=z),
+            lambda x, s, z: fastq.lsq(x, s.expand(6), bits=4, axis=1, grad_scale="lsq-full"),
+            lambda x, s, z: fastq.fake_quantize_per_tensor_affine(x, s, z.int(), -8, 7),
+            lambda x, s, z: fastq.fake_quantize_per_channel_affine(x, s.expand(6), z.expand(6).int(), 1, -8, 7),
+            lambda x, s, z: fastq._fake_quantize_learnable_per_tensor_affine(x, s, z, -8, 7, 0.5),
+            lambda x, s, z: fastq._fake_quantize_learnable_per_channel_affine(x, s.expand(6), z.expand(6), 1, -8, 7, 0.5),
+        ):
+            leaves = [mode.from_tensor(t).detach().requires_grad_() for t in (X, scale, zero)]
+            y = make(*leaves)
+            y.backward(torch.empty_like(y))
+            assert leaves[0].grad is not None and leaves[0].grad.shape == X.shape
+
+
 # The compiler
 
 
@@ -252,9 +313,6 @@ def test_a_private_operator_refuses_to_lose_a_gradient() -> None:
         forward_op(x, step, None, -8, 7, -1, 0, 1e-8)
     with pytest.raises(RuntimeError, match="private operator without an autograd formula"):
         backward_op(x.detach(), x, step, None, -8, 7, -1, 0, 1e-8, 0, 1.0, 1, 1.0)
-
-
-X, S = torch.randn(4, 6), torch.ones(1)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def describe(compiled: Any) -> dict[str, Any]:
         "vector load bits": max((int(v[2:] or 1) * int(width) for v, width in loads), default=0),
         "divisions": sorted(set(re.findall(r"\bdiv\.[a-z.]*f(?:32|64)", ptx))),
         "contracted": re.findall(r"\b(?:fma|mad)\.[a-z.]*f(?:32|64)", ptx),
+        "lose NaN": re.findall(r"\b(?:min|max)\.[a-z.]*f(?:32|64)", ptx),
         "64-bit products": len(re.findall(r"\bmul\.lo\.s64", ptx)),
         "flushed": re.findall(r"\b[a-z]+\.[a-z.]*ftz[a-z0-9.]*", ptx),
         **resources(compiled.asm["cubin"]),

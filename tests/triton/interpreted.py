@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from affine_cases import AFFINE_CASES, affine, affine_reference
-from lsq_cases import check_sums, lsq, lsq_cases, reference
+from lsq_cases import check_division, check_sums, lsq, lsq_cases, reference
 
 import fastq
 from fastq.testing import check_quantizer, same_bits
@@ -45,6 +45,7 @@ def main() -> None:
         print(report)
         print(len(report.results), "results")
         check_sums(lsq)
+        check_division(lsq)
         x = torch.tensor([float("nan"), 30.0, -30.0, 0.31], requires_grad=True)
         ours = fastq.fake_quantize_per_tensor_affine(x, 0.1, 2, -8, 7)
         (dx,) = torch.autograd.grad(ours, x, torch.ones(4))

@@ -40,6 +40,11 @@ def test_nothing_is_contracted_or_flushed(report: dict[str, dict]) -> None:
     assert {name: facts["flushed"] for name, facts in report.items() if facts["flushed"]} == {}
 
 
+def test_nan_is_not_lost(report: dict[str, dict]) -> None:
+    """PTX's min and max give the other number where one is NaN; the interpreter's give NaN, and would not show it."""
+    assert {name: facts["lose NaN"] for name, facts in report.items() if facts["lose NaN"]} == {}
+
+
 def test_nothing_spills(report: dict[str, dict]) -> None:
     assert {name: facts for name, facts in report.items() if facts["STACK"] or facts["LOCAL"] or facts["local instructions"]} == {}
     # Two blocks of 256 threads share the 64 K registers of an SM, so that one computes while the other's loads are on their way.
