@@ -7,7 +7,7 @@ CUDA_BIN := .venv-cuda/bin
 NATIVE   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint format cuda-test wheel-test clean
+.PHONY: help demo test huge-test mutants lint format cuda-test wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -30,7 +30,10 @@ demo: $(VENV)/.ready ## train a low-bit network on handwritten digits, convert i
 	$(BIN)/python -m fastq demo
 
 test: $(VENV)/.ready ## prove it: the whole test suite
-	$(BIN)/python -m pytest -m "not cuda_compile" $(PYTEST)
+	$(BIN)/python -m pytest -m "not cuda_compile and not huge" $(PYTEST)
+
+huge-test: $(VENV)/.ready ## tensors of more than 2**31 elements (13 GB of memory)
+	$(BIN)/python -m pytest -m huge tests
 
 mutants: $(VENV)/.ready ## seed faults in the kernels and the package, each of which the tests must find
 	$(BIN)/python .ci/mutants.py
