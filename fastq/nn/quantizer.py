@@ -44,7 +44,7 @@ class LSQ(nn.Module):
     Attributes:
         step: parameter, float32 whatever ``.to()`` or ``.half()`` the model gets (float64 after ``.double()``).
         offset: parameter of the same shape, or None.
-        initialized, is_signed: bool buffers.
+        initialized, is_signed: buffers, uint8, 0 or 1.
 
     Under ``torch.compile(fullgraph=True)`` run one batch before compiling: the first one looks at its values.
     """
@@ -81,8 +81,9 @@ class LSQ(nn.Module):
         if axis is None and group_size is None and self.step.numel() != 1:
             raise ValueError(f"LSQ: shape must be of one element without axis and group_size, got {tuple(self.step.shape)}")
         self.decides_sign = signed is None
-        self.register_buffer("initialized", torch.tensor(False))
-        self.register_buffer("is_signed", torch.tensor(signed is not False))
+        # not bool: torch.optim.swa_utils subtracts buffers, which bool tensors refuse
+        self.register_buffer("initialized", torch.tensor(False, dtype=torch.uint8))
+        self.register_buffer("is_signed", torch.tensor(signed is not False, dtype=torch.uint8))
         # What the buffers say, where reading them would wait for a GPU.
         self._initialized, self._signed = False, signed is not False
         self.register_load_state_dict_post_hook(_read_buffers)

@@ -205,7 +205,7 @@ def test_state_dict_into_a_fresh_module(assign, strict):
     y = q(x)
     state = q.state_dict()
     assert set(state) == {"step", "offset", "initialized", "is_signed"}
-    assert state["initialized"].dtype == state["is_signed"].dtype == torch.bool
+    assert state["initialized"].dtype == state["is_signed"].dtype == torch.uint8
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -297,7 +297,7 @@ def test_double_makes_the_step_fp64():
     q(x)
     step, offset = q.step.detach().clone(), q.offset.detach().clone()
     for module in (copy.deepcopy(q).double(), copy.deepcopy(q).to(torch.float64)):
-        assert module.step.dtype == module.offset.dtype == torch.float64 and module.initialized.dtype == torch.bool
+        assert module.step.dtype == module.offset.dtype == torch.float64 and module.initialized.dtype == torch.uint8
         assert torch.equal(module.step, step.double())
         y = module(x.double())
         assert torch.equal(y, fastq.lsq(x.double(), step.double(), bits=4, offset=offset.double()))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
+from torch.optim import swa_utils
 
 import fastq
 from fastq.nn import LSQ, QuantConv1d, QuantConv2d, QuantLinear
@@ -496,6 +497,27 @@ def test_an_optimizer_made_before_still_holds_the_weights():
     optimizer.step()
     assert not torch.equal(model.conv.weight, weight) and not torch.equal(model.conv.weight_quantizer.step, step)
     assert all(id(p) in state and optimizer.state[p]["momentum_buffer"] is state[id(p)] for p in before.values())
+
+
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("average", [{}, {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.5)}])
+def test_averaging_takes_the_buffers_too(average, seen):
+    """Torch averages buffers by subtraction, which bool ones do not know."""
+    model, x = net(), values((4, 3, 8, 8))
+    prepared(model)
+    if seen:
+        model(x)
+    averaged = swa_utils.AveragedModel(model, use_buffers=True, **average)
+    for _ in range(3):
+        model(x)
+        model.eval()  # batch norm's own statistics stand still
+        averaged.update_parameters(model)
+    state = model.state_dict()
+    for name, value in averaged.module.state_dict().items():
+        if "quantizer" in name:
+            assert torch.equal(value, state[name]), name  # the mean of equal numbers
+    averaged.eval()(x)
+    assert averaged.module.conv.input_quantizer.qmin == model.conv.input_quantizer.qmin == 0
 
 
 @pytest.mark.parametrize("width", [4, 2])
