@@ -56,6 +56,7 @@ COMPILED_NAN = "tests/triton/test_compiled.py::test_nan_is_not_lost[90]"
 COMPILED = "tests/triton/test_compiled.py::test_division_is_rounded_to_nearest[90]"
 INITIAL = "tests/nn/test_initializers.py"
 CONVERTED = "tests/deploy/test_conversion.py"
+BORDERS = "tests/deploy/test_conversion.py::test_conv1d"
 INTEGER = "tests/deploy/test_integer.py"
 
 
@@ -367,8 +368,8 @@ MUTANTS = [
     ),
     *mutants(
         "fastq/deploy/layers.py",
-        ("border-code", "codes, -self.zero)", "codes, 0)", CONVERTED, "a padded 0 has the code -zero"),
-        ("border-shift", "self._convolve(inside, 0)[0]", "self._convolve(inside, 1)[0]", CONVERTED, "padding has no offset"),
+        ("border-code", "codes, -self.zero)", "codes, 0)", BORDERS, "a padded 0 has the code -zero"),
+        ("border-shift", "self._convolve(inside, 0)[0]", "self._convolve(inside, 1)[0]", BORDERS, "padding has no offset"),
         ("linear-zero", "acc = acc + self.zero * self.sums()", "acc = acc + 0 * self.sums()", CONVERTED, "codes moved into int8"),
         ("code-nan", "x.isnan().any(-1, keepdim=True)", "x.isinf().any(-1, keepdim=True)", CONVERTED, "NaN must show"),
     ),
