@@ -40,6 +40,7 @@ def train(rank):
     torch.manual_seed(rank)
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     fastq.prepare(model, fastq.recipes.lsq(weight_bits=4, activation_bits=4))
+    prepared = {"weight": model[2].weight.detach().clone(), "step": model[2].weight_quantizer.step.detach().clone()}
     wrapped = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = {}
@@ -49,7 +50,7 @@ def train(rank):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return {"loss": float(loss), "before": before, "after": model.state_dict()}
+    return {"loss": float(loss), "before": before, "after": model.state_dict(), "prepared": prepared}
 
 
 def main(folder, rank):

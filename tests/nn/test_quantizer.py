@@ -529,6 +529,14 @@ def test_data_parallel_training_keeps_the_ranks_equal(ranks):
     assert all(bool(value) for name, value in left["after"].items() if name.endswith("initialized"))
 
 
+def test_weight_steps_wait_for_no_other_rank(ranks):
+    """Each rank prepares its own weights by itself; DDP then makes weights and steps equal."""
+    left, right = (rank["ddp"]["prepared"] for rank in ranks)
+    assert not torch.equal(left["weight"], right["weight"])
+    for own in (left, right):
+        assert torch.equal(own["step"], initial_values(own["weight"], "lsq", -8, 7, axis=0)[0])
+
+
 def test_the_module_is_ordinary():
     """Registered once: two parameters, two buffers, nothing else; found by an optimizer, by ``named_modules``."""
     model = nn.Sequential(LSQ(4, offset=True), LSQ(4))
