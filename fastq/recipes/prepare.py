@@ -83,8 +83,9 @@ def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
     The layers keep their parameters, so that an optimizer made before goes on working; add the new ones (the steps) to it. The
     model stays an ordinary ``nn.Module``: ``deepcopy``, ``pickle``, ``state_dict``, ``.to()``, DDP. Weight steps are set at
     once, on each process for itself; activation steps by the first batch, the same on every rank of a process group. First and
-    last are meant in the order of ``model.named_modules()``. Hooks stay on their layers; where an error is raised, nothing has
-    changed. Transformer encoder layers lose torch's fused inference path, which would pass the quantizers by.
+    last are those of the layers that get quantized, in the order of ``model.named_modules()``. What users attached to a layer
+    (hooks, buffers, attributes) stays on it; where an error is raised, nothing has changed. Transformer encoder layers lose
+    torch's fused inference path, which would pass the quantizers by.
 
     Args:
         model: any module. Layers shared between several places are replaced once and stay shared. Only the three types
@@ -96,8 +97,8 @@ def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
 
     Raises:
         TypeError: not a module, or not a recipe.
-        ValueError: nothing to quantize, already prepared, uninitialised lazy layers, a weight that a hook computes, or a pattern
-            of ``overrides`` or ``skip`` that matches no layer (it is named).
+        ValueError: nothing to quantize, already prepared, uninitialised lazy layers, a weight that a hook computes, a forward
+            replaced on a layer itself, or a pattern of ``overrides`` or ``skip`` that matches no layer (it is named).
 
     Example:
         >>> print(fastq.prepare(model, fastq.recipes.lsq(weight_bits=4, activation_bits=4)))
