@@ -13,7 +13,7 @@ from device import DEVICE
 
 def demo(*options):
     command = [sys.executable, "-m", "fastq", "demo", *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_quick_run(tmp_path):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import safetensors.torch
 import torch
+from device import DEVICE
 from torch import nn
 
 import fastq
@@ -31,7 +32,7 @@ def quantized():
     return net
 
 
-X = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+X = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1), device="cpu").to(DEVICE)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from device import DEVICE
 
 import fastq
 from fastq.nn.initializers import CANDIDATES, SAMPLE, initial_values
@@ -21,7 +22,7 @@ CLOSE = {"rtol": 1e-6, "atol": 0.0}
 
 
 def values(shape=(4, 3, 8), seed=0):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(DEVICE)
     return x * torch.linspace(0.5, 2, shape[0]).reshape(-1, *(1,) * (len(shape) - 1)) + 0.2
 
 

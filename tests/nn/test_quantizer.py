@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from device import DEVICE
 from torch import nn
 
 import fastq
@@ -36,7 +37,7 @@ def one_thread():
 
 
 def values(shape=(4, 6, 8), seed=0, scale=1.0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(torch.get_default_device()) * scale
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(DEVICE) * scale
 
 
 def place(grain):
@@ -328,7 +329,7 @@ def test_meta_has_no_values_and_takes_them_later():
     assert q(torch.empty(4, 6, device="meta")).is_meta and not q._initialized
     source = LSQ(4, axis=0, shape=(4,))
     source(values())
-    q = q.to_empty(device=torch.get_default_device())
+    q = q.to_empty(device=DEVICE)
     q.load_state_dict(source.state_dict())
     assert torch.equal(q(values(seed=1)), source(values(seed=1)))
     with torch.device("meta"):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from device import DEVICE
 
 import fastq
 from fastq.ranges import BOUNDARIES, integer_range, mask_bounds
@@ -25,10 +26,11 @@ def on_reference():
 
 def inputs(shape, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(6, 8, dtype=dtype, generator=generator) * 0.5
-    step = torch.rand(shape, dtype=dtype, generator=generator) * 0.1 + 0.05
-    offset = torch.rand(shape, dtype=dtype, generator=generator) * 0.1
-    return x, step, offset
+    how = {"dtype": dtype, "generator": generator, "device": "cpu"}
+    x = torch.randn(6, 8, **how) * 0.5
+    step = torch.rand(shape, **how) * 0.1 + 0.05
+    offset = torch.rand(shape, **how) * 0.1
+    return x.to(DEVICE), step.to(DEVICE), offset.to(DEVICE)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

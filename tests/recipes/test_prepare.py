@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from device import DEVICE
 from torch import nn
 from torch.nn.utils import prune
 from torch.optim import swa_utils
@@ -27,7 +28,7 @@ def one_thread():
 
 
 def values(shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(torch.get_default_device())
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(DEVICE)
 
 
 class Net(nn.Module):
