@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .registry import BANDWIDTH_GOAL, CPU_GOALS, GPU_GOALS, Case, Goal, cases, quick_cases
+from .results import DISTURBED
 
 CASES = {case.name: case for case in (*cases(), *quick_cases())}
 
@@ -137,7 +138,10 @@ def notes(result: dict[str, Any]) -> list[str]:
         f"Medians of forward + backward, providers in turns within one run; {how}. Columns eager, compiled, core: how many times "
         "fastq's time they take; saved, peak: bytes as multiples of the input's.",
     ]
-    if result["load"] > 0.5:
+    shares = {row["case"]: row["waited"] for row in result["rows"] if "waited" in row}
+    if disturbed := [case for case, share in shares.items() if share > DISTURBED]:
+        found.append(f"Other programs took the processor from these, which are not to be trusted: {', '.join(disturbed)}.")
+    elif not shares and result["load"] > 0.5:
         found.append(f"The machine was busy (load average {result['load']:.1f} at the start): small sizes are not to be trusted.")
     if result.get("copy_bytes_per_s"):
         found.append(f"Copy bandwidth measured: {result['copy_bytes_per_s'] / 1e9:.0f} GB/s.")

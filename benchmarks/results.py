@@ -21,6 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks" / "results"
 SCHEMA = 1
+#: Share of the time for which threads that could run waited for a core: 0.01 on a machine of our own, 0.5 beside one other
+#: program. Times of a row above it say more about the other program.
+DISTURBED = 0.05
 KINDS = ("benchmark", "environment", "build", "test", "sanitize")
 #: glibc keeps freed pages with these. Without them a large result is new pages every time, and their faults are all one sees.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
@@ -96,6 +99,8 @@ def _row(where: str, row: Any) -> None:
             raise BrokenResult(f"{where}: a row that is not ok has no times")
         return
     _fields(where, row, {"saved_bytes": (int,), "peak_bytes": (int,), "first_call_s": _NUMBER, "passes": (dict,)})
+    if "waited" in row:  # where the system tells
+        _fields(where, row, {"waited": _NUMBER})
     if set(row["passes"]) != {"forward", "backward", "both"}:
         raise BrokenResult(f"{where}: passes must be forward, backward, both, got {', '.join(row['passes'])}")
     for name, one in row["passes"].items():

@@ -1,6 +1,7 @@
 """``python -m benchmarks`` and ``python -m benchmarks.gpu``: planning, resuming, what is generated from their files."""
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from sample_results import benchmark, part, row, stage, unavailable
 
-from benchmarks import gpu, readme, results
+from benchmarks import gpu, measure, readme, results
 from benchmarks.__main__ import positive
 from benchmarks.registry import cases
 
@@ -50,6 +51,23 @@ def test_pending_is_the_registry_minus_what_ran(tmp_path: Path) -> None:
     assert f"- lsq {case}: eager, compiled, core, fastq-reference, fastq-triton\n" in left
     assert f"{len(cases()) * 18 - 3} of {len(cases()) * 18} measurements" in left
     assert "- cuda racecheck\n" not in left and "- cuda memcheck\n" in left  # one that ran out of time has not run
+
+
+def test_a_case_that_was_disturbed_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(shares: list[float]) -> tuple[Any, float | None, int]:
+        clock = iter([reading for share in shares for reading in (0.0, share * 1e9)])
+        attempts: list[int] = []
+        monkeypatch.setattr(measure, "waited", lambda: next(clock, None))
+        monkeypatch.setattr(measure, "cpu_rounds", lambda *_: attempts.append(len(attempts)) or {"attempt": len(attempts)})
+        seconds = itertools.count(step=1e9)
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: float(next(seconds)))
+        times, share = measure.undisturbed_rounds({}, ((), None), 1.0)  # type: ignore[arg-type]
+        return times["attempt"], share, len(attempts)
+
+    assert run([0.01]) == (1, 0.01, 1)
+    assert run([0.4, 0.02]) == (2, 0.02, 2)
+    assert run([0.4, 0.2, 0.3]) == (2, 0.2, 3)  # the best there was
+    assert run([]) == (1, None, 1)  # a system that does not say
 
 
 def setting(tmp_path: Path, dry: bool = False) -> gpu.Setting:

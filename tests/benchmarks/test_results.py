@@ -27,6 +27,16 @@ def test_good_results_are_written_and_read(tmp_path: Path) -> None:
     assert [r["name"] for r in results.read_all(tmp_path)] == ["sample"]
 
 
+def test_rows_that_others_disturbed_are_named() -> None:
+    rows = [row(WEIGHT, "fastq-cpu", 10.0, waited=0.01), row(SMALL, "fastq-cpu", 10.0, waited=0.4)]
+    (note,) = [note for note in report.notes(benchmark(rows)) if "not to be trusted" in note]
+    assert SMALL in note and WEIGHT not in note
+    assert not any("trusted" in note for note in report.notes(benchmark(rows[:1], load=3.0)))
+    assert any("load average 3.0" in note for note in report.notes(benchmark([row(WEIGHT, "eager", 1.0)], load=3.0)))
+    with pytest.raises(results.BrokenResult, match="waited must be"):
+        results.validate(benchmark([row(WEIGHT, "eager", 1.0, waited="long")]))
+
+
 def change(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
     def apply(result: dict[str, Any]) -> None:
         for key in keys[:-1]:
