@@ -218,6 +218,7 @@ def run(args: argparse.Namespace) -> int:
     epochs = 1 if args.quick else args.epochs
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = True  # the same seed, the same numbers
+    torch.backends.cudnn.allow_tf32 = False  # the integer network is exact, and compared with products that round as fp32
     data = images(device)
     start = Digits().to(device)
     networks: dict[str, nn.Module] = {"full precision": start}

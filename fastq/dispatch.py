@@ -69,8 +69,10 @@ def supports(backend: str, device: str | torch.device) -> tuple[bool, str]:
         return False, state.reason
     if backend in ("cpu", "cuda") and kind != backend:
         return False, f"it serves {backend} tensors, and this one is on {kind}"
-    if backend == "triton" and not triton_interpreted() and kind == "cpu":
-        return False, "Triton serves CPU tensors only in its interpreter (TRITON_INTERPRET=1)"
+    if backend == "triton" and not triton_interpreted() and kind != "cuda":
+        if kind == "cpu":
+            return False, "Triton serves CPU tensors only in its interpreter (TRITON_INTERPRET=1)"
+        return False, f"it serves the tensors of torch.cuda, and this one is on {kind}"
     return True, state.reason
 
 
@@ -112,7 +114,8 @@ def _choice(requested: str | None, device: str) -> str:
 
 def _select(requested: str | None, device: str) -> str:
     if requested is not None:
-        _known(requested)
+        if requested not in BACKENDS:  # use_backend would have refused it
+            raise ValueError(f"FASTQ_BACKEND={requested}: unknown backend; choose one of {', '.join(BACKENDS)}")
         able, reason = supports(requested, device)
         if not able:
             raise RuntimeError(f"backend {requested!r} cannot serve this call: {reason}")

@@ -1,12 +1,10 @@
 """Where the tests run: on the CPU kernels, or where ``make gpu-test`` says (FASTQ_TEST_DEVICE, FASTQ_BACKEND)."""
 
-import pytest
 import torch
 from device import DEVICE
 
-
-@pytest.fixture(autouse=True, scope="session")
-def default_device() -> None:
-    """Tensors that a test makes are on the device under test; random ones with a generator are drawn on the CPU."""
-    if DEVICE != "cpu":
-        torch.set_default_device(DEVICE)
+if DEVICE != "cpu":  # here and not in a fixture: test files make tensors as they are imported
+    torch.set_default_device(DEVICE)
+    # fp32 products are compared with exact ones; TF32 keeps 10 bits of a factor.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

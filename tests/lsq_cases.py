@@ -58,7 +58,7 @@ def surrogate(x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None =
     qmin, qmax = integer_range("lsq", keywords["bits"], keywords.get("signed", True), keywords.get("narrow", False))
     how = {key: keywords[key] for key in ("axis", "group_size") if key in keywords}
     axis, group = normalize_axis("surrogate", x, keywords.get("axis"), keywords.get("group_size"))
-    frozen = lsq_surrogate(x, step, qmin=qmin, qmax=qmax, offset=offset, residual=torch.zeros(()), **how)
+    frozen = lsq_surrogate(x, step, qmin=qmin, qmax=qmax, offset=offset, residual=x.new_zeros(()), **how)
     residual = (fastq.reference.lsq(x, step, offset=offset, **keywords) - frozen).detach() / expand(step, x, axis, group)
     return lambda x, step, offset=None: lsq_surrogate(x, step, qmin=qmin, qmax=qmax, offset=offset, residual=residual, **how)
 

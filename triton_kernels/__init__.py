@@ -1,4 +1,5 @@
-"""The quantizers in Triton, for GPUs of any make and for machines without a compiler; imported as ``fastq.triton_kernels``.
+"""The quantizers in Triton, for the GPUs that ``torch.cuda`` serves, also without a C++ compiler; imported as
+``fastq.triton_kernels``.
 
 Importing it registers every method's operators. A method is a file of its name; ``elementwise`` has the loops,
 ``numeric`` the exact arithmetic. Under ``TRITON_INTERPRET=1`` (set before the first import) the same code runs on the CPU.

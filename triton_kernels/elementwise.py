@@ -3,7 +3,7 @@
 ``x`` is read as ``[outer, channels, inner]`` in memory order; element ``i`` uses parameter ``(i // inner) % channels``.
 A program works on a tile of about 4096 elements:
 
-* rows: ``ROWS`` runs of one parameter each, ``BLOCK`` elements of every run (long runs are cut into chunks of 4096);
+* rows: at most 512 ``ROWS``, runs of one parameter each, ``BLOCK`` elements of every run (long ones are cut into chunks of 4096);
 * columns, where runs are shorter than 32: ``ROWS`` rows of ``channels * inner`` elements, ``BLOCK`` columns.
 
 The backward pass writes one partial sum per tile and run (or column), and a second kernel adds them in fp64. The tiles and the
@@ -42,6 +42,7 @@ from .numeric import narrow, widen
 fp64, i64 = tl.constexpr("fp64"), tl.constexpr("i64")
 
 TILE = 4096
+MOST_ROWS = 512  # each with parameters of its own: with 4096, a thread has those of 16 rows in 255 registers
 SHORT = 32  # runs shorter than this are walked as columns
 ROW_BLOCK = 64  # rows of one partial sum down a column; with 128, sm_80 spills a register
 #: 256 threads of 16 elements: four 16-byte loads of x in flight per thread, the same again of the gradient.
@@ -81,7 +82,7 @@ class Geometry:
 
     @property
     def rows(self) -> int:
-        return ROW_BLOCK if self.columns else TILE // self.block
+        return ROW_BLOCK if self.columns else min(TILE // self.block, MOST_ROWS)
 
     @property
     def chunks(self) -> int:

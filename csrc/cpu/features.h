@@ -11,12 +11,22 @@ inline bool has_amx_int8() {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 25 & 1u) != 0;
 }
 
+// What x86-64-v3 has beside its vectors, all of which a compiler may use: bmi1, lzcnt, movbe. A hypervisor may hide
+// any.
+inline bool has_scalar_v3() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c >> 22 & 1u) == 0) return false;          // movbe
+  if (__get_cpuid(0x80000001, &a, &b, &c, &d) == 0 || (c >> 5 & 1u) == 0) return false;  // lzcnt
+  return __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+}
+
 // The highest level x86-64-vN this machine runs, from 2 to 4; 0 below.
 inline int best_isa() {
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("popcnt")) return 0;
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2") ||
-      !__builtin_cpu_supports("f16c"))
+  if (!__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("ssse3") || !__builtin_cpu_supports("popcnt"))
+    return 0;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c") ||
+      !has_scalar_v3())
     return 2;
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512cd") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))

@@ -40,6 +40,6 @@ void backward(Call& c, const Tensor&) {
 
 }  // namespace
 
-const Runner kCpu = {forward, backward};
+const Runner kCpu = {forward, backward, true};
 
 }  // namespace fastq

@@ -23,6 +23,6 @@ void run(Call& c, const Tensor& x) {
 
 }  // namespace
 
-const Runner kCuda = {run<cuda::forward>, run<cuda::backward>};
+const Runner kCuda = {run<cuda::forward>, run<cuda::backward>, false};
 
 }  // namespace fastq

@@ -136,6 +136,18 @@ void mask_bounds(Call& c, int64_t boundary) {
   if (upper_belongs) c.upper = above(c.upper, f64);
 }
 
+// The operators have no autograd formula: a gradient would be lost in silence. Whether a tensor requires one, the
+// stable ABI does not say; Python does (fastq/ops/_library.py). Under the autograd nodes grad mode is off, and nobody
+// is asked.
+void refuse_gradients(const Arguments& a, const Tensor& t) {
+  if (!aoti_torch_grad_mode_is_enabled()) return;
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("fastq::requires_grad", "", stack.data(), TORCH_ABI_VERSION));
+  STD_TORCH_CHECK(!torch::stable::detail::to<bool>(stack[0]), "fastq::", a.op,
+                  " is a private operator without an autograd formula, and an input requires a gradient; call the "
+                  "public function of fastq, or this one under torch.no_grad()");
+}
+
 // The checks of the Python side once more: these are what stands between a caller of the operator and foreign memory.
 void check_arguments(const Arguments& a, const Tensor& x) {
   FASTQ_CHECK(a.qmin < a.qmax, "qmin must be below qmax, got ", a.qmin, " and ", a.qmax);
@@ -176,11 +188,9 @@ void check_gradient(const Arguments& a, const Tensor& grad, const Tensor& x) {
               "grad must have the shape of x, ", shape_of(x), ", got ", shape_of(grad));
 }
 
-Prepared prepare(const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
-  // The operators have no autograd formula: under grad mode a gradient would be lost in silence.
-  STD_TORCH_CHECK(!aoti_torch_grad_mode_is_enabled(), "fastq::", a.op,
-                  " is a private operator without an autograd formula; call the public function of fastq, or this one "
-                  "under torch.no_grad()");
+Prepared prepare(const Runner& runner, const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
+  refuse_gradients(a, x);
+  for (const Tensor& parameter : parameters) refuse_gradients(a, parameter);
   check_arguments(a, x);
   Prepared p{x};
   Call& c = p.call;
@@ -224,7 +234,7 @@ Prepared prepare(const Arguments& a, const Tensor& x, const std::vector<Tensor>&
   }
   c.x = p.x.const_data_ptr();
 
-  if (numel > 0 && geometry.columns()) {
+  if (numel > 0 && runner.prepares_columns && geometry.columns()) {
     const int64_t padded = (geometry.width() + kLanes - 1) / kLanes * kLanes;
     p.keep.push_back(workspace(p.parameters[0], c.dtype, c.prepared_values, padded, c.prepared));
   }
@@ -252,7 +262,7 @@ double gradient_norm(int64_t norm, const Tensor& x, const Tensor& parameter, int
 }
 
 Tensor run_forward(const Runner& runner, const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
-  Prepared p = prepare(a, x, parameters);
+  Prepared p = prepare(runner, a, x, parameters);
   Tensor y = allocate_like(p.x);
   if (x.numel() == 0) return y;
   p.call.out = y.mutable_data_ptr();
@@ -262,7 +272,8 @@ Tensor run_forward(const Runner& runner, const Arguments& a, const Tensor& x, co
 
 std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const Tensor& grad, const Tensor& x,
                                  const std::vector<Tensor>& parameters) {
-  Prepared p = prepare(a, x, parameters);
+  refuse_gradients(a, grad);
+  Prepared p = prepare(runner, a, x, parameters);
   Call& c = p.call;
   check_gradient(a, grad, x);
   Tensor dx = allocate_like(p.x);

@@ -47,6 +47,7 @@ Arguments arguments(const char* op, Method method, int64_t qmin, int64_t qmax, i
 struct Runner {
   void (*forward)(Call&, const Tensor& x);
   void (*backward)(Call&, const Tensor& x);
+  bool prepares_columns;  // needs Call::prepared where parameters lie along a row
 };
 
 Tensor run_forward(const Runner&, const Arguments&, const Tensor& x, const std::vector<Tensor>& parameters);

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layers import IntegerConv, IntegerLayer, IntegerLinear
+from .layers import IntegerConv, IntegerLayer, IntegerLinear, take_hooks
 
 __all__ = ["convert"]
 
@@ -25,9 +25,13 @@ def convert(model: nn.Module) -> nn.Module:
 
     Each layer of ``fastq.nn`` that has a quantizer for its weight and one for its input becomes an
     :class:`~fastq.deploy.IntegerLinear` or :class:`~fastq.deploy.IntegerConv`: int8 codes, exact int32 accumulation, scale and
-    bias after, so that its accumulators equal those of the fake-quantized layer's codes exactly and its output agrees to fp32
-    rounding. Everything else is kept: batch norm stays an affine after the integer product, layers with a missing quantizer
-    compute as before. The copy is in eval mode, whatever mode ``model`` is in, and gives no gradients through integer layers.
+    bias after. Its accumulators equal those of the fake-quantized layer's codes exactly. Its output agrees with that layer's to
+    the rounding of that layer's product: fp32; bf16 or fp16 in such a model; TF32 where a GPU's convolutions are allowed it
+    (``torch.backends.cudnn.allow_tf32``, which is on by default: turn it off to compare).
+
+    Everything else is kept: batch norm stays an affine after the integer product, layers with a missing quantizer compute as
+    before, forward hooks stay on their layers. The copy is in eval mode, whatever mode ``model`` is in, and gives no gradients
+    through integer layers.
 
     Supported: weights quantized per tensor, per channel (axis 0) and, for linear layers, per group; inputs per tensor, with or
     without a learned offset; any stride, padding, dilation and groups.
@@ -45,6 +49,7 @@ def convert(model: nn.Module) -> nn.Module:
             if is_quantized(module):
                 try:
                     made[module] = integer_layer(module)
+                    take_hooks(made[module], module)
                 except ValueError as error:
                     raise ValueError(f"convert: layer {name or '(the model itself)'}: {error}") from None
     if not made:

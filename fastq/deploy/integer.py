@@ -38,7 +38,8 @@ def probe() -> bool:
     for m, k, n in ((32, 64, 32), (1, 9, 5), (130, 288, 24)):
         for a in (127, -128):
             for w in (127, -128):
-                got = torch._int_mm(torch.full((m, k), a, dtype=torch.int8), torch.full((n, k), w, dtype=torch.int8).t())
+                x, y = (torch.full(size, value, dtype=torch.int8, device="cpu") for size, value in (((m, k), a), ((n, k), w)))
+                got = torch._int_mm(x, y.t())
                 if not bool((got == a * w * k).all()):
                     return False
     return True

@@ -32,6 +32,19 @@ def zero_of(qmin: int, qmax: int) -> int:
     return 0 if low >= -128 and high <= 127 else low + 128
 
 
+#: What users attach to a layer that runs: forward hooks. Those for gradients and for other state_dict keys have no use here.
+HOOKS = (
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+)  # fmt: skip
+
+
+def take_hooks(layer: nn.Module, old: nn.Module) -> None:
+    """Give ``layer`` the forward hooks of ``old``, whose place it takes."""
+    for name in HOOKS:
+        setattr(layer, name, getattr(old, name).copy())
+
+
 class IntegerLayer(nn.Module):
     """What the two have in common: the input's codes, and the way from the accumulators back to real numbers.
 

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from .layers import IntegerConv, IntegerLayer, IntegerLinear
+from .layers import IntegerConv, IntegerLayer, IntegerLinear, take_hooks
 
 __all__ = ["FormatError", "load", "save"]
 
@@ -148,6 +148,7 @@ def load(source: str | os.PathLike[str] | bytes, model: nn.Module) -> nn.Module:
             old = network.get_submodule(path)
             own = {key: tensors.pop(prefix + key) for key in BUFFERS if prefix + key in tensors}
             layer = made.setdefault(id(old), _layer(numbers, own))
+            take_hooks(layer, old)
             tensors |= {f"{prefix}{key}": buffer for key, buffer in layer.named_buffers()}
             if not path:
                 network = layer

@@ -40,21 +40,30 @@ class BackwardOnce(torch.autograd.Function):
         raise RuntimeError(f"{ctx.op}: double backward is not defined: the straight-through gradient is not a derivative")
 
 
-def refuse_grad_mode(name: str) -> None:
-    """What the native kernels do as well: a private operator under grad mode is a gradient lost, so it raises."""
-    if torch.is_grad_enabled():
+def requires_grad(t: torch.Tensor) -> bool:
+    """What the native operators ask, under grad mode alone: their ABI has no way to see it."""
+    return t.requires_grad
+
+
+_libraries["fastq"].define("requires_grad(Tensor t) -> bool")
+_libraries["fastq"].impl("requires_grad", requires_grad, "CompositeExplicitAutograd")
+
+
+def refuse_gradients(name: str, *arguments: Any) -> None:
+    """What the native operators do as well: a private operator would lose a gradient in silence, so it raises."""
+    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in arguments):
         raise RuntimeError(
-            f"{name} is a private operator without an autograd formula; call the public function of fastq, "
-            "or this one under torch.no_grad()"
+            f"{name} is a private operator without an autograd formula, and an input requires a gradient; call the public "
+            "function of fastq, or this one under torch.no_grad()"
         )
 
 
 def implement_triton(name: str, kernel: Callable[..., Any]) -> None:
-    """Register ``kernel`` as ``fastq_triton::name`` on every device (the interpreter runs CPU tensors)."""
+    """Register ``kernel`` as ``fastq_triton::name`` for GPUs, and for CPU tensors, which the interpreter takes."""
 
     def guarded(*args: Any) -> Any:
-        refuse_grad_mode(f"fastq_triton::{name}")
+        refuse_gradients(f"fastq_triton::{name}", *args)
         return kernel(*args)
 
-    for key in ("CPU", "CUDA", "XPU"):
+    for key in ("CPU", "CUDA"):
         _libraries["fastq_triton"].impl(name, guarded, key)

@@ -49,8 +49,7 @@ def check(layer, x):
     acc, exact, magnitude = double(layer, x)
     got = converted.accumulate(codes)
     assert got.dtype == torch.int32
-    if not layer.weight_quantizer.group_size:
-        assert torch.equal(got.long(), acc)
+    assert torch.equal(got.long().sum(-2) if layer.weight_quantizer.group_size else got.long(), acc)
     y, fake = converted(x), layer(x).detach()
     assert y.shape == fake.shape and y.dtype == fake.dtype
     # integer: the scale, the accumulator as float, their product, the shift's two products and the additions round once each;
@@ -171,6 +170,38 @@ def test_nan_shows_and_infinity_saturates():
     y = convert(layer)(x)
     assert y.isnan().all(1).tolist() == [False, True, False]
     assert y[2].isfinite().all()
+
+
+def test_forward_hooks_stay(tmp_path):
+    layer = prepared(nn.Linear(4, 2), 4, 8, True, False, False)
+    layer.register_forward_pre_hook(lambda module, arguments: (arguments[0] + 1,))
+    layer.register_forward_hook(lambda module, arguments, output: 2 * output)
+    x = torch.randn(3, 4)
+    fake = layer(x)
+    converted = convert(layer)
+    torch.testing.assert_close(converted(x), fake.detach())
+    assert fastq.deploy.compare(layer, converted, x).flips == 0
+    fastq.save(converted, tmp_path / "layer.safetensors")
+    again = fastq.load(tmp_path / "layer.safetensors", layer).to(x.device)
+    assert torch.equal(again(x), converted(x))
+
+
+def test_a_half_precision_network_agrees_to_its_own_rounding():
+    """The fake-quantized layer rounds x, w and y to bf16, the integer one y alone: fp32 rounding it is not."""
+    layer = prepared(nn.Linear(64, 8), 4, 8, True, False, True).to(torch.bfloat16)
+    x = torch.randn(32, 64, dtype=torch.bfloat16)
+    fake = layer(x).detach()
+    converted = convert(layer)
+    assert converted.codes.dtype == torch.int8 and converted(x).dtype == torch.bfloat16
+    assert torch.equal(converted.quantize(x).int() + converted.zero, layer.input_quantizer.codes(x))
+    # three roundings to 8 bits of each of 64 terms, on terms that add up to a few times the result
+    torch.testing.assert_close(converted(x).float(), fake.float(), rtol=0, atol=3 * 2**-8 * float(fake.abs().max()))
+
+
+def test_conv2d_with_an_offset_at_every_border():
+    for groups, padding, dilation in ((1, 2, 1), (2, (1, 2), (2, 1)), (4, 1, 1)):
+        layer = nn.Conv2d(4, 8, 3, stride=2, padding=padding, dilation=dilation, groups=groups)
+        check(prepared(layer, 4, 4, False, True, True), torch.randn(3, 4, 7, 9) + 1)
 
 
 def test_channels_last_stays_channels_last():

@@ -49,7 +49,7 @@ def test_packing_is_exact(low_high):
     codes = torch.randint(low, high + 1, (5, 7), dtype=torch.int8)
     packed = _pack(codes, low_high)
     assert packed.numel() == -(-35 * (high - low).bit_length() // 8)
-    assert torch.equal(_unpack(packed, (5, 7), low_high), codes)
+    assert torch.equal(_unpack(packed, (5, 7), low_high), codes.cpu())
 
 
 @pytest.mark.parametrize("architecture", [float_model, quantized])
@@ -58,7 +58,7 @@ def test_round_trip(saved, architecture):
     model = architecture()
     before = copy.deepcopy(model.state_dict())
     for source in (path, data):
-        again = fastq.load(source, model)
+        again = fastq.load(source, model).to(DEVICE)
         assert torch.equal(again(X), network(X)) and not again.training
     after = model.state_dict()
     assert list(before) == list(after) and all(torch.equal(before[k], after[k]) for k in before)

@@ -112,7 +112,7 @@ def test_any_shape_and_stride(shape: list[int], data: st.DataObject) -> None:
 
 
 def test_nothing_falls_back_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, step = torch.randn(4), torch.tensor(0.1)
+    x, step = torch.randn(4, device="cpu"), torch.tensor(0.1, device="cpu")
     able, reason = fastq.supports("cuda", "cpu")
     assert not able and reason
     with fastq.use_backend("cuda"), pytest.raises(RuntimeError, match="backend 'cuda' cannot serve this call: "):
@@ -134,11 +134,32 @@ def test_the_missing_library_is_a_warning_and_the_reference(tmp_path: Path) -> N
         "    y = [fastq.lsq(torch.ones(3), torch.tensor(0.5), bits=4) for _ in range(3)]\n"
         "print(fastq.__file__, y[0].tolist(), len(seen), seen[0].message)\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "FASTQ_BACKEND": ""}
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert str(tmp_path) in out.stdout and "[1.0, 1.0, 1.0] 1 fastq has no kernel for cpu tensors here" in out.stdout
     assert "libfastq.so is not installed" in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [
+        ("reference", "LSQBackward"),
+        ("cuda", "RuntimeError: backend 'cuda' cannot serve this call: "),
+        ("gpu", "ValueError: FASTQ_BACKEND=gpu: unknown backend; choose one of reference, cpu, cuda, triton"),
+    ],
+)
+def test_the_environment_asks_for_a_backend(backend: str, said: str) -> None:
+    script = (
+        "import torch, fastq\n"
+        "y = fastq.lsq(torch.ones(3, requires_grad=True), torch.tensor(0.5), bits=4)\n"
+        "print(type(y.grad_fn).__name__, fastq.dispatch.select(y))\n"
+    )
+    env = {**os.environ, "FASTQ_BACKEND": backend}
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert said in out.stdout + out.stderr
+    if backend == "reference":
+        assert out.stdout.split()[1] == "reference"
 
 
 def test_without_triton_the_rest_works() -> None:
@@ -300,7 +321,11 @@ def test_exports() -> None:
     program = torch.export.export(Layer(), (x,))
     with torch.no_grad():
         assert same_bits(program.module()(x), Layer()(x))
-    assert "fastq.lsq_forward" in str(program.graph)
+    assert "lsq_forward" in str(program.graph)
+    with pytest.raises(RuntimeError, match="private operator without an autograd formula, and an input requires a gradient"):
+        program.module()(x)  # the step would get no gradient
+    frozen = torch.export.export(Layer().requires_grad_(False), (x,)).module()
+    assert same_bits(frozen(x), Layer()(x).detach())  # as it is, without no_grad
 
 
 # What cannot work raises
@@ -310,8 +335,13 @@ def test_a_private_operator_refuses_to_lose_a_gradient() -> None:
     x, step = torch.randn(4, requires_grad=True), torch.tensor([0.1])
     with pytest.raises(RuntimeError, match="private operator without an autograd formula"):
         forward_op(x, step, None, -8, 7, -1, 0, 1e-8)
+    for grad in (x, x.detach()):
+        with pytest.raises(RuntimeError, match="private operator without an autograd formula"):
+            backward_op(grad, x, step, None, -8, 7, -1, 0, 1e-8, 0, 1.0, 1, 1.0)
     with pytest.raises(RuntimeError, match="private operator without an autograd formula"):
-        backward_op(x.detach(), x, step, None, -8, 7, -1, 0, 1e-8, 0, 1.0, 1, 1.0)
+        forward_op(x.detach(), step.requires_grad_(), None, -8, 7, -1, 0, 1e-8)
+    # where no gradient is asked for, none is lost
+    assert not forward_op(x.detach(), step.detach(), None, -8, 7, -1, 0, 1e-8).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -419,7 +449,7 @@ def test_sum_backward_and_accumulation() -> None:
 def test_autocast_keeps_the_dtype_of_x() -> None:
     x, step = torch.randn(8, 8, requires_grad=True), torch.tensor([0.1], requires_grad=True)
     w = torch.randn(8, 8, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         y = fastq.lsq(x @ w, step, bits=4)
         assert y.dtype == torch.bfloat16
         y.float().sum().backward()

@@ -8,7 +8,7 @@ import torch
 
 import fastq
 from fastq.reference.lsq import lsq_backward, lsq_forward
-from fastq.testing import CheckFailed, check_quantizer
+from fastq.testing import Case, CheckFailed, _enlarged, check_quantizer
 
 #: Faults that fp64 parameters would show by their small tolerance have to show in the dtypes that training uses.
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -98,3 +98,34 @@ def test_a_fault_is_refused(fault: str) -> None:
     with pytest.raises(CheckFailed, match=rf"{check} +failed") as raised:
         check_quantizer(fn, reference, dtypes=DTYPES, threads=(1,))
     assert check in {result.check for result in raised.value.report.failures}
+
+
+def raises_without_gradients(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    if not (x.requires_grad and step.requires_grad):
+        raise ZeroDivisionError("a path that nobody tried")
+    return quantizer()(x, step)
+
+
+def test_what_a_quantizer_raises_is_in_the_report() -> None:
+    with pytest.raises(CheckFailed, match=r"one gradient alone +failed.*(?s:.*)raised ZeroDivisionError: a path") as raised:
+        check_quantizer(raises_without_gradients, reference, dtypes=DTYPES, threads=(1,))
+    assert {result.check for result in raised.value.report.failures} == {"one gradient alone"}
+
+
+@pytest.mark.parametrize(
+    ("case", "shape", "parameters"),
+    [
+        (Case("tensor", (7, 61), ((1,),)), (1639, 61), ((1,),)),
+        (Case("first axis", (5, 4, 90), ((5,),), {"axis": 0}), (5, 4, 5000), ((5,),)),
+        (Case("middle axis", (3, 6, 5), ((6,),), {"axis": 1}), (3333, 6, 5), ((6,),)),
+        (Case("vector", (5,), ((5,),), {"axis": 0}), (100000,), ((100000,),)),
+        (Case("group", (4, 3, 64), ((4, 3, 2),), {"group_size": 32}), (520, 3, 64), ((520, 3, 2),)),
+        (Case("no axis", (), ((),)), (), ((),)),
+        (Case("empty", (0, 3), ((1,),)), (0, 3), ((1,),)),
+    ],
+    ids=lambda value: value.name if isinstance(value, Case) else "",
+)
+def test_determinism_is_checked_on_large_tensors(case: Case, shape: tuple[int, ...], parameters: Any) -> None:
+    # Small ones are not spread over threads.
+    large = _enlarged(case, 100_000)
+    assert large.shape == shape and large.parameters == parameters and large.keywords == case.keywords

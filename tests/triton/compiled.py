@@ -20,8 +20,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 STORAGE = {"fp32": tl.float32, "bf16": tl.float32, "fp16": tl.float32, "fp64": tl.float64}
-#: rows of 4096 (per tensor, long channels), short rows (group 128), columns (channels last)
-TILES = {"tensor": (1, 4096, False), "group": (32, 128, False), "columns": (elementwise.ROW_BLOCK, 32, True)}
+#: rows of 4096 (per tensor, long channels), short rows (group 128), columns (channels last); and the narrowest of both
+TILES = {
+    "tensor": (1, 4096, False),
+    "group": (32, 128, False),
+    "columns": (elementwise.ROW_BLOCK, 32, True),
+    "single": (elementwise.MOST_ROWS, 1, False),
+    "narrow": (elementwise.ROW_BLOCK, 4, True),
+}
+WIDE = 3  # of the tiles: those whose loads can be 16 bytes
 POINTERS_ALIGNED = [["tt.divisibility", 16]]
 
 
@@ -74,7 +81,8 @@ def main(capability: int, storages: list[str]) -> None:
             parameters = tuple(f"*{arithmetic}" for _ in range(method.parameters))
             scalars: dict[str, Any] = dict.fromkeys(("qmin", "qmax", "lower", "upper", "eps"), "fp64")
             scalars |= {"outer": "i64", "channels": "i64", "inner": "i32", "chunks": "i32", "partials": "i64"}
-            for name, (rows, block, columns) in TILES.items():
+            # the narrow tiles differ in registers alone, so one dtype shows them
+            for name, (rows, block, columns) in list(TILES.items())[: None if storage == "fp32" else WIDE]:
                 common = {"PREPARE": method.prepare, "F": F, "ROWS": rows, "BLOCK": block, "COLUMNS": columns, "BY_BITS": False}
                 tensors = {"x": f"*{storage}", "y": f"*{storage}", "g": f"*{storage}", "dx": f"*{storage}",
                            "partial": f"*{arithmetic}", "parameters": parameters}  # fmt: skip
@@ -88,9 +96,10 @@ def main(capability: int, storages: list[str]) -> None:
                 types = {"partial": f"*{arithmetic}", "gradients": parameters[: method.gradients], "parameters": parameters}
                 types |= {f"scale_{i}": "fp64" for i in range(4)} | dict.fromkeys(("partials", "channels", "count"), "i64")
                 types |= dict.fromkeys(("a", "s"), "i32")
-                constants = {"FINISH": method.finish, "F": F, "CHANNELS": 1, "BLOCK": 1024}
-                compiled = compile_kernel(elementwise.finish_kernel, types, constants, capability, 4)
-                report[f"{method.name} {storage} finish_kernel"] = describe(compiled)
+                for width, block in ((1, 1024), (1024, 1))[: 2 if storage == "fp32" else 1]:
+                    constants = {"FINISH": method.finish, "F": F, "CHANNELS": width, "BLOCK": block}
+                    compiled = compile_kernel(elementwise.finish_kernel, types, constants, capability, 4)
+                    report[f"{method.name} {storage} {width} finish_kernel"] = describe(compiled)
     print(json.dumps(report))
 
 

@@ -52,7 +52,8 @@ def test_nothing_spills(report: dict[str, dict]) -> None:
 
 
 def test_loads_are_16_bytes(report: dict[str, dict]) -> None:
-    assert {name for name, facts in report.items() if "finish" not in name and facts["vector load bits"] < 128} == set()
+    wide = {name: facts for name, facts in report.items() if name.split()[2] in ("tensor", "group", "columns")}
+    assert len(wide) >= 30 and {name for name, facts in wide.items() if facts["vector load bits"] < 128} == set()
 
 
 def test_offsets_are_computed_in_64_bits(report: dict[str, dict]) -> None:
