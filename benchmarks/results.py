@@ -123,10 +123,11 @@ def _git(*arguments: str) -> str | None:
 def source_digest() -> str:
     """A hash of the sources that results depend on: also where there is no git, it says whether two results are of one state."""
     digest = hashlib.sha256()
-    for folder in ("csrc", "fastq", "triton_kernels", "benchmarks", "tests"):
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh") and path.is_file():
-                digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    folders = ("csrc", "fastq", "triton_kernels", "benchmarks", "tests")
+    found = (path for folder in folders for path in sorted((ROOT / folder).rglob("*")))
+    for path in (ROOT / "setup.py", ROOT / "pyproject.toml", *found):  # with the compilers' flags
+        if path.suffix in (".py", ".toml", ".h", ".cpp", ".cu", ".cuh") and path.is_file():
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ sanitizer's own findings are its exit code.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,10 +45,30 @@ def layouts(x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         yield "transposed", x.transpose(0, -1).contiguous().transpose(0, -1)
 
 
-def call(fn: Any, device: str, x: torch.Tensor, g: torch.Tensor, parameters: list[torch.Tensor | None], keywords: Any) -> list[Any]:
-    leaves = [None if t is None else t.detach().to(device).requires_grad_() for t in (x, *parameters)]
-    y = fn(leaves[0], leaves[1], offset=leaves[2], **keywords)
-    gradients = torch.autograd.grad(y, [t for t in leaves if t is not None], g.to(device))
+Quantizer = Callable[..., torch.Tensor]
+
+
+def quantizers(granularity: dict[str, Any]) -> dict[str, tuple[Quantizer, int]]:
+    """Every method as a function of ``x``, a scale and an offset, with the number of those that have a gradient."""
+    found: dict[str, tuple[Quantizer, int]] = {
+        "lsq": (lambda x, s, z: fastq.lsq(x, s, bits=4, **granularity), 1),
+        "lsq+": (lambda x, s, z: fastq.lsq(x, s, bits=4, offset=z, **granularity), 2),
+    }
+    if "axis" in granularity:
+        channel, axis = fastq._fake_quantize_learnable_per_channel_affine, granularity["axis"]
+        found["learnable"] = (lambda x, s, z: channel(x, s, z, axis, -8, 7, 0.5), 2)
+        found["affine"] = (lambda x, s, z: fastq.fake_quantize_per_channel_affine(x, s.detach(), z.detach(), axis, -8, 7), 0)
+    elif not granularity:
+        found["learnable"] = (lambda x, s, z: fastq._fake_quantize_learnable_per_tensor_affine(x, s, z, -8, 7, 0.5), 2)
+        found["affine"] = (lambda x, s, z: fastq.fake_quantize_per_tensor_affine(x, s.detach(), z.detach().int(), -8, 7), 0)
+    return found
+
+
+def call(fn: Quantizer, count: int, device: str, g: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """``y`` and the gradients of ``x`` and ``count`` parameters, on the CPU."""
+    leaves = [t.detach().to(device).requires_grad_() for t in inputs]
+    y = fn(*leaves)
+    gradients = torch.autograd.grad(y, leaves[: 1 + count], g.to(device))
     return [t.cpu() for t in (y.detach(), *gradients)]
 
 
@@ -65,18 +85,18 @@ def main() -> int:
             kind = torch.float64 if dtype == torch.float64 else torch.float32
             x, g = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
             step = torch.rand(parameter_shape(shape, granularity), generator=generator).to(kind) * 0.1 + 0.2
-            for offset in (None, step * 0.3):
-                keywords = {"bits": 4, **granularity}
-                want = call(fastq.reference.lsq, "cpu", x, g, [step, offset], keywords)
+            for name, (fn, gradients) in quantizers(granularity).items():
+                with fastq.use_backend("reference"):
+                    want = call(fn, gradients, "cpu", g, [x, step, step * 0.3])
                 for layout, data in layouts(x.to(args.device)):
                     with fastq.use_backend(args.backend):
-                        got = call(fastq.lsq, args.device, data, g, [step, offset], keywords)
+                        got = call(fn, gradients, args.device, g, [data, step, step * 0.3])
                     count += 1
-                    # The sums have terms of up to 8 |g|, added in another order; see fastq.testing.
-                    bound = 8 * float(g.abs().sum()) * 2 * (128 + 20) * torch.finfo(kind).eps
+                    # The sums have terms of up to 15 |g|, added in another order; see fastq.testing.
+                    bound = 15 * float(g.abs().sum()) * 2 * (128 + 20) * torch.finfo(kind).eps
                     close = all(torch.allclose(a, b, rtol=0, atol=bound) for a, b in zip(got[2:], want[2:], strict=True))
                     if not (same_bits(got[0], want[0]) and same_bits(got[1], want[1]) and close):
-                        wrong.append(f"{shape} {dtype} {granularity} {layout} offset={offset is not None}")
+                        wrong.append(f"{name} {shape} {dtype} {granularity} {layout}")
     print(f"{args.backend} on {args.device}: {count} calls, {len(wrong)} wrong")
     print("\n".join(wrong[:20]))
     return 1 if wrong else 0

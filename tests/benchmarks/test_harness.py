@@ -77,7 +77,8 @@ def setting(tmp_path: Path, dry: bool = False) -> gpu.Setting:
 def test_the_plan_covers_both_backends_every_tool_and_every_family(tmp_path: Path) -> None:
     tests = gpu.parts("test", setting(tmp_path))
     assert {p.environment["FASTQ_BACKEND"] for p in tests} == {"cuda", "triton"}
-    assert {"cuda tests/ops", "triton tests/ops"} <= {p.name for p in tests}
+    assert {"cuda tests/ops/test_lsq.py", "triton tests/nn/test_layers.py"} <= {p.name for p in tests}
+    assert not any("tests/cuda/" in p.name or "tests/benchmarks/" in p.name for p in tests)
     assert len(gpu.names("sanitize")) == 2 * 4
     assert all(p.command[0] == "compute-sanitizer" for p in gpu.parts("sanitize", setting(tmp_path)))
     filters = [p.command[p.command.index("--filter") + 1] for p in gpu.parts("bench", setting(tmp_path))]
@@ -123,6 +124,33 @@ def test_time_limits_stop_a_part_and_its_children(tmp_path: Path, monkeypatch: p
     assert gpu.run_stage("sanitize", setting(tmp_path), limit=2.0, again=False) == gpu.UNFINISHED
     (only,) = results.read(tmp_path / "sanitize.json")["parts"]
     assert only["status"] == "timeout" and only["seconds"] < 20 and only["detail"] == "before"
+
+
+def test_a_part_that_others_left_no_time_is_not_done_and_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    plan = [gpu.Part(name, []) for name in ("slow", "late", "never")]
+    clock = itertools.count()
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: float(next(clock)) * 2.0)  # the end is read at 0
+    monkeypatch.setattr(gpu, "parts", lambda stage, setting: plan)
+
+    def run(part: gpu.Part, setting: gpu.Setting, seconds: float) -> dict[str, Any]:
+        order.append(part.name)
+        return {"name": part.name, "status": "timeout" if seconds < 7 else "passed", "seconds": 1.0, "detail": ""}
+
+    monkeypatch.setattr(gpu, "run", run)
+    # "slow" has 8 of 10 seconds and passes, "late" has 6 and is stopped; "never" has 4, and is stopped as well
+    assert gpu.run_stage("test", setting(tmp_path), limit=10.0, again=False) == gpu.UNFINISHED
+    assert order == ["slow", "late", "never"]
+    plan.append(gpu.Part("new", []))
+    clock = itertools.count()
+    assert gpu.run_stage("test", setting(tmp_path), limit=10.0, again=False) == gpu.UNFINISHED
+    assert order[3:] == ["new", "late", "never"]
+
+
+def test_untried_levels_are_those_above_the_best_that_ran(tmp_path: Path) -> None:
+    assert readme.untried_levels(tmp_path) == ["v2", "v3", "v4"]
+    results.write(benchmark([]), tmp_path)
+    assert readme.untried_levels(tmp_path) == ["v4"]
 
 
 def test_a_missing_program_is_a_failed_part(tmp_path: Path) -> None:
