@@ -97,7 +97,9 @@ def pending(folder: Path = results.FOLDER / "gpu") -> str:
     """``PENDING.md``: the registry and the plan of ``make gpu`` minus the results in ``folder``."""
     rows, parts = ran(folder)
     out = [PREFACE]
-    levels = [f"- x86-64-{level}: compiled; no result here comes from a machine that runs it" for level in untried_levels(folder.parent)]
+    levels = [
+        f"- x86-64-{level}: compiled; no result here comes from a machine that runs it" for level in untried_levels(folder.parent)
+    ]
     out += [f"## CPU kernels: {len(levels)} of {len(LEVELS)} levels", "", *levels, ""]
     providers = [p for p in PROVIDERS if p.backend != "cpu"]
     lines, missing, total = [], 0, 0

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import fastq
+from fastq.granularity import normalize_axis, parameter_shape
 from fastq.testing import same_bits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -27,13 +28,6 @@ SHAPES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
 )
 #: More than one chunk of partial sums, so that their second stage runs.
 LARGE: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (((257, 1031), {}), ((2, 3, 60_000), {"axis": 1}))
-
-
-def parameter_shape(shape: tuple[int, ...], keywords: dict[str, Any]) -> tuple[int, ...]:
-    if "axis" in keywords:
-        return (shape[keywords["axis"]],)
-    size = keywords.get("group_size")
-    return (*shape[:-1], shape[-1] // size) if size else (1,)
 
 
 def layouts(x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -84,7 +78,9 @@ def main() -> int:
         for dtype in DTYPES[:1] if args.small else DTYPES:
             kind = torch.float64 if dtype == torch.float64 else torch.float32
             x, g = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
-            step = torch.rand(parameter_shape(shape, granularity), generator=generator).to(kind) * 0.1 + 0.2
+            where = normalize_axis("sanitize", x, granularity.get("axis"), granularity.get("group_size"))
+            steps = parameter_shape(x, *where) or (1,)
+            step = torch.rand(steps, generator=generator).to(kind) * 0.1 + 0.2
             for name, (fn, gradients) in quantizers(granularity).items():
                 with fastq.use_backend("reference"):
                     want = call(fn, gradients, "cpu", g, [x, step, step * 0.3])

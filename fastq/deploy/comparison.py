@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tables import table
 from .layers import IntegerLayer
 
 __all__ = ["Comparison", "LayerComparison", "compare"]
@@ -43,16 +44,11 @@ class Comparison:
         return sum(layer.flips for layer in self.layers)
 
     def __str__(self) -> str:
-        width = max([len(layer.name) for layer in self.layers] + [5])
-        rows = [("layer".ljust(width), "codes", "flips", "accumulator diff")]
-        rows += [
-            (layer.name.ljust(width), f"{layer.codes:,}", f"{layer.flips:,}", f"{layer.largest_accumulator_difference:,}")
-            for layer in self.layers
-        ]
-        rows.append(("total".ljust(width), f"{self.codes:,}", f"{self.flips:,}", ""))
-        table = "\n".join(f"{a}  {b:>14}  {c:>10}  {d:>16}".rstrip() for a, b, c, d in rows)
+        rows = [(x.name, f"{x.codes:,}", f"{x.flips:,}", f"{x.largest_accumulator_difference:,}") for x in self.layers]
+        rows.append(("total", f"{self.codes:,}", f"{self.flips:,}", ""))
         return (
-            f"{table}\nlargest logit difference {self.largest_logit_difference:.3g}, "
+            f"{table(('layer', 'codes', 'flips', 'accumulator difference'), rows)}\n"
+            f"largest logit difference {self.largest_logit_difference:.3g}, "
             f"{self.differing_predictions} of {self.predictions} predictions differ"
         )
 

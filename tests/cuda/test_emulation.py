@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import fastq.ops  # noqa: F401  (loads the CPU kernels and defines the schemas)
+from fastq import testing
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
@@ -72,11 +73,8 @@ def emulated() -> Iterator[Any]:
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """NaN equals NaN: its payload is the processor's affair. All else, zeros included, by bits."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    nan = a.isnan() & b.isnan()
-    equal = a.contiguous().view(integer) == b.contiguous().view(integer)
-    return a.stride() == b.stride() and bool((equal | nan.contiguous()).all())
+    """The bits and the strides."""
+    return a.stride() == b.stride() and testing.same_bits(a, b)
 
 
 # (shape, axis, group_size). What each is there for: the walk that it takes and where its tiles end.
