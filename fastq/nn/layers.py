@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,16 @@ __all__ = ["QUANTIZED", "QuantConv1d", "QuantConv2d", "QuantLinear"]
 class _Quantized:
     """What the three layers share. A quantizer that is None leaves its tensor in floating point."""
 
+    _float: type[nn.Module]  # the layer that this is the quantized form of
     weight: torch.Tensor
     weight_quantizer: LSQ | None
     input_quantizer: LSQ | None
+
+    def __init__(
+        self, *args: Any, weight_quantizer: LSQ | None = None, input_quantizer: LSQ | None = None, **keywords: Any
+    ) -> None:
+        super().__init__(*args, **keywords)  # of the torch layer, the next base
+        self._set_quantizers(weight_quantizer, input_quantizer)
 
     def _set_quantizers(self, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> None:
         for name, quantizer in (("weight_quantizer", weight_quantizer), ("input_quantizer", input_quantizer)):
@@ -39,10 +46,14 @@ class _Quantized:
         return x, self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
 
     @classmethod
-    def _adopt(cls, module: Any, kind: type[nn.Module], weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> Any:
-        """``module``'s whole state under this class, whatever users attached included; ``module`` itself stays as it was."""
-        if not isinstance(module, kind):
-            raise TypeError(f"{cls.__name__}: module must be a torch.nn.{kind.__name__}, got {type(module).__name__}")
+    def from_float(cls, module: Any, *, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> Self:
+        """The quantized form of ``module``, with its very parameters, buffers, hooks, attributes and mode; it stays as it was.
+
+        Raises ``TypeError`` for another type, ``ValueError`` for a weight or bias that a hook computes, a forward that was
+        replaced on the instance, or a weight quantizer whose step does not fit.
+        """
+        if not isinstance(module, cls._float):
+            raise TypeError(f"{cls.__name__}: module must be a torch.nn.{cls._float.__name__}, got {type(module).__name__}")
         for name in ("weight", "bias"):
             if not isinstance(getattr(module, name), nn.Parameter | None):
                 raise ValueError(
@@ -66,83 +77,45 @@ class _Quantized:
         return new.train(module.training)
 
 
+class _QuantizedConv(_Quantized):
+    bias: torch.Tensor | None
+    _conv_forward: Any
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        x, weight = self._quantized(input)
+        return self._conv_forward(x, weight, self.bias)
+
+
 class QuantLinear(_Quantized, nn.Linear):
     """``torch.nn.Linear`` of the quantized input and the quantized weight: ``y = Q_x(x) Q_w(W)^T + b``.
 
     Args: those of ``torch.nn.Linear``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.LSQ` or None (float).
     """
 
-    def __init__(
-        self, *args: Any, weight_quantizer: LSQ | None = None, input_quantizer: LSQ | None = None, **keywords: Any
-    ) -> None:
-        super().__init__(*args, **keywords)
-        self._set_quantizers(weight_quantizer, input_quantizer)
-
-    @classmethod
-    def from_float(cls, module: nn.Linear, *, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> QuantLinear:
-        """The quantized form of ``module``, with its very parameters, buffers, hooks, attributes and mode.
-
-        Raises ``TypeError`` for another type, ``ValueError`` for a weight or bias that a hook computes, a forward that was
-        replaced on the instance, or a weight quantizer whose step does not fit.
-        """
-        return cls._adopt(module, nn.Linear, weight_quantizer, input_quantizer)
+    _float = nn.Linear
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         x, weight = self._quantized(input)
         return F.linear(x, weight, self.bias)
 
 
-class QuantConv1d(_Quantized, nn.Conv1d):
+class QuantConv1d(_QuantizedConv, nn.Conv1d):
     """``torch.nn.Conv1d`` of the quantized input and the quantized weight, padded after quantization.
 
     Args: those of ``torch.nn.Conv1d``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.LSQ` or None (float).
     """
 
-    def __init__(
-        self, *args: Any, weight_quantizer: LSQ | None = None, input_quantizer: LSQ | None = None, **keywords: Any
-    ) -> None:
-        super().__init__(*args, **keywords)
-        self._set_quantizers(weight_quantizer, input_quantizer)
-
-    @classmethod
-    def from_float(cls, module: nn.Conv1d, *, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> QuantConv1d:
-        """The quantized form of ``module``, with its very parameters, buffers, hooks, attributes and mode.
-
-        Raises ``TypeError`` for another type, ``ValueError`` for a weight or bias that a hook computes, a forward that was
-        replaced on the instance, or a weight quantizer whose step does not fit.
-        """
-        return cls._adopt(module, nn.Conv1d, weight_quantizer, input_quantizer)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        x, weight = self._quantized(input)
-        return self._conv_forward(x, weight, self.bias)
+    _float = nn.Conv1d
 
 
-class QuantConv2d(_Quantized, nn.Conv2d):
+class QuantConv2d(_QuantizedConv, nn.Conv2d):
     """``torch.nn.Conv2d`` of the quantized input and the quantized weight, padded after quantization.
 
     Args: those of ``torch.nn.Conv2d``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.LSQ` or None (float).
     """
 
-    def __init__(
-        self, *args: Any, weight_quantizer: LSQ | None = None, input_quantizer: LSQ | None = None, **keywords: Any
-    ) -> None:
-        super().__init__(*args, **keywords)
-        self._set_quantizers(weight_quantizer, input_quantizer)
-
-    @classmethod
-    def from_float(cls, module: nn.Conv2d, *, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> QuantConv2d:
-        """The quantized form of ``module``, with its very parameters, buffers, hooks, attributes and mode.
-
-        Raises ``TypeError`` for another type, ``ValueError`` for a weight or bias that a hook computes, a forward that was
-        replaced on the instance, or a weight quantizer whose step does not fit.
-        """
-        return cls._adopt(module, nn.Conv2d, weight_quantizer, input_quantizer)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        x, weight = self._quantized(input)
-        return self._conv_forward(x, weight, self.bias)
+    _float = nn.Conv2d
 
 
 #: The quantized form of each layer type.
-QUANTIZED: dict[type[nn.Module], Any] = {nn.Linear: QuantLinear, nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d}
+QUANTIZED: dict[type[nn.Module], Any] = {layer._float: layer for layer in (QuantLinear, QuantConv1d, QuantConv2d)}
