@@ -199,7 +199,7 @@ class Goal:
 
 
 def _weight(case: Case) -> bool:
-    return case.family == "weight" and case.dtype == "fp32" and case.granularity != "group"
+    return case.family == "weight"
 
 
 def _small(case: Case) -> bool:

@@ -66,10 +66,13 @@ struct Elementwise {
     }
   };
 
-  static F tree(const V* sums) {
-    F lane[kLanes];
+  // lane[j] += lane[j + half] for half = kLanes / 2, ..., 1: while that is whole vectors, by vectors.
+  static F tree(V* sums) {
+    for (int half = kVectors / 2; half > 0; half /= 2)
+      for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+    F lane[kWidth];
     std::memcpy(lane, sums, sizeof(lane));
-    for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int half = kWidth / 2; half > 0; half /= 2)
       for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
     return lane[0];
   }
@@ -103,16 +106,24 @@ struct Elementwise {
     const Range<F> r = range(c);
     const int64_t chunks = c.geometry.chunks(), inner = c.geometry.inner;
     V p[kPrepared] = {};
-    int64_t loaded = -1;
+    // Counted instead of divided for: the rows of a group have few elements.
+    int64_t row = begin / chunks, chunk = begin % chunks, channel = row % c.geometry.channels;
+    bool loaded = false;
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t row = t / chunks, start = (t % chunks) * kChunk;
-      if (row != loaded) {
+      if (!loaded) {
         F values[kPrepared];
-        prepared(c, row % c.geometry.channels, r, values);
+        prepared(c, channel, r, values);
         for (int i = 0; i < kPrepared; ++i) p[i] = splat<V>(values[i]);
-        loaded = row;
+        loaded = true;
       }
+      const int64_t start = chunk * kChunk;
       body(t, row * inner + start, inner - start < kChunk ? inner - start : kChunk, p, r);
+      if (++chunk == chunks) {
+        chunk = 0;
+        loaded = false;
+        ++row;
+        if (++channel == c.geometry.channels) channel = 0;
+      }
     }
   }
 
