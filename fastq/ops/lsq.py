@@ -168,7 +168,7 @@ def lsq(
         x: float32, bfloat16, float16 or float64, any shape and strides. Arithmetic is fp32 (fp64 for float64).
         step: the step, float32 (float64 for float64 ``x``), in units of ``x``. One element per tensor; ``(C,)`` with
             ``axis``; ``x.shape[:-1] + (K // group_size,)`` with ``group_size``, ``K = x.shape[-1]``.
-        bits: 1 to 8 (1 with ``signed=False``), or the integer range itself as ``(qmin, qmax)``, with ``qmin < qmax``, ``qmax >= 1``.
+        bits: 1 to 8 (1 with ``signed=False``), or the integer range itself as ``(qmin, qmax)``, ``qmin < qmax``, ``qmax >= 1``.
         signed: ``[-2**(b-1), 2**(b-1) - 1]`` if true, else ``[0, 2**b - 1]``.
         narrow: drop the lowest signed code, so that the range is symmetric.
         offset: the value that code 0 stands for, in units of ``x``; of the shape and dtype of ``step``. None is LSQ.
