@@ -38,6 +38,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 ISA = "v2"
+#: What is built or cached, not written. Not asked of git: a checkout without its history is judged as well.
+LEFT_OUT = (".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "lib", "*.so", "*.egg-info", "demo_output")
 
 # What kills: node ids, each a matter of seconds.
 CHECKED = "tests/ops/test_lsq.py::test_equals_the_reference[lsq]"
@@ -413,13 +415,7 @@ class Tree:
         self.folder = folder
         self.running: int | None = None
         self.server: subprocess.Popen[str] | None = None
-        listed = subprocess.run(
-            ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
         # An installed package has it here (pyproject.toml); in a bare copy of the sources a link does the same.
         (folder / "fastq" / "triton_kernels").symlink_to(folder / "triton_kernels")
         # An environment of its own: programs that tests start must find this copy, not what is installed for editing.
