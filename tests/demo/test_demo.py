@@ -1,5 +1,6 @@
 """The demo as a user meets it: a quick run and its refusals."""
 
+import functools
 import json
 import os
 import signal
@@ -36,13 +37,19 @@ def test_quick_run(tmp_path):
 def test_an_interrupt_is_one_line(tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, "-m", "fastq", "demo", "--device", DEVICE, "--epochs", "500", "--output", str(output)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not output.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)
-    time.sleep(2)  # now it loads the images, or trains
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    # Whoever started the tests in the background may have had them ignore interrupts, and a child would inherit that.
+    attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=attend, **pipes) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not output.exists() and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.1)
+            time.sleep(2)  # now it loads the images, or trains
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130 and stderr == "demo: interrupted\n"
 
 
