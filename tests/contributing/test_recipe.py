@@ -78,11 +78,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_recipe_names_every_list_of_methods() -> None:
     """Where the sources name LSQ's operators or its struct, a new method has its line."""
     named = {path for path, _, _ in steps()}
-    folders = ("csrc", "triton_kernels", "fastq/ops", "fastq/reference")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*.[chp]*")]
-    lists = re.compile(r"LSQ<true>|&fastq::lsq_|LSQ_OFFSET,|from \.lsq import lsq\b")
+    folders = ("csrc", "triton_kernels", "fastq/ops", "fastq/reference", "benchmarks")
+    sources = {".h", ".cpp", ".cu", ".cuh", ".py"}
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in sources]
+    lists = re.compile(r"LSQ<true>|&fastq::lsq_|LSQ_OFFSET,|from \.lsq import lsq\b|Method\(\"lsq\"|\"lsq\+\":")
     own = {"csrc/torch/lsq.h", "triton_kernels/lsq.py"}
-    naming = {str(path.relative_to(ROOT)) for path in files if path.suffix != ".pyc" and lists.search(path.read_text())} - own
+    naming = {str(path.relative_to(ROOT)) for path in files if lists.search(path.read_text())} - own
     assert len(naming) >= 7 and naming <= named
 
 
@@ -111,6 +112,13 @@ def test_its_benchmark_is_registered_and_right(tree: Path) -> None:
         "torch.testing.assert_close(results[0], results[2])\n"
     )
     run(tree, sys.executable, "-c", script)
+
+
+def test_the_sanitizers_meet_it(tree: Path) -> None:
+    named = "from benchmarks.sanitize import quantizers; print([n for n in ({}, {'axis': 1}) if 'ternary' in quantizers(n)])"
+    assert run(tree, sys.executable, "-c", named) == "[{}, {'axis': 1}]\n"
+    out = run(tree, sys.executable, "-m", "benchmarks.sanitize", "--backend", "cpu", "--device", "cpu", "--small")
+    assert re.search(r"\d+ calls, 0 wrong", out)
 
 
 def test_it_is_written_as_the_house_is(tree: Path) -> None:
