@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import autograd as autograd
+    from . import deploy as deploy
+    from . import nn as nn
+    from . import recipes as recipes
     from . import reference as reference
+    from . import testing as testing
     from .checks import set_checks as set_checks
+    from .deploy import convert as convert
+    from .deploy import load as load
+    from .deploy import save as save
     from .dispatch import backends as backends
     from .dispatch import supports as supports
     from .dispatch import use_backend as use_backend
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from .ops.affine import fake_quantize_per_channel_affine as fake_quantize_per_channel_affine
     from .ops.affine import fake_quantize_per_tensor_affine as fake_quantize_per_tensor_affine
     from .ops.lsq import lsq as lsq
+    from .recipes.prepare import prepare as prepare
 
 __version__ = "0.1.0"
 

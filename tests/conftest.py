@@ -1,5 +1,8 @@
 """Where the tests run: on the CPU kernels, or where ``make gpu-test`` says (FASTQ_TEST_DEVICE, FASTQ_BACKEND)."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from device import DEVICE
 
@@ -8,3 +11,12 @@ if DEVICE != "cpu":  # here and not in a fixture: test files make tensors as the
     # fp32 products are compared with exact ones; TF32 keeps 10 bits of a factor.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For small tensors: on a busy machine two threads wait for each other longer than one works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

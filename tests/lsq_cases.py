@@ -66,8 +66,8 @@ def surrogate(x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None =
 def check_sums(fn: Callable[..., torch.Tensor]) -> None:
     """``y`` and all gradients against the formula by hand, the sums as near as fp32 can be.
 
-    The bound of ``check_quantizer`` knows neither the terms nor the factor G, and so lets through a sum kept in 16 bits and a wrong
-    G. Here steps are powers of two, so that every term is exact, and the gradients have the terms' sign.
+    ``check_quantizer`` compares with the reference, which could have the same fault; here nothing but the formula is used. Steps
+    are powers of two, so that every term is exact, and the gradients have the terms' sign, so that none cancel.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     shape, qmin, qmax = (24, 325), -8, 7  # no multiple of any vector or tile

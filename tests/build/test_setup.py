@@ -1,6 +1,5 @@
 """The build's decisions: what it finds, what it refuses and how it says so. The build itself is what made the tests run."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,21 +7,16 @@ from types import ModuleType
 
 import pytest
 import torch
+from sources import module_of
 
 import fastq
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.source
 
 
 @pytest.fixture
 def setup() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fastq_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fastq_setup"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return module_of("setup.py")
 
 
 def test_torch_is_found_without_importing_it(setup: ModuleType) -> None:

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from sources import module_of
 
 import fastq
-
-ROOT = Path(__file__).parents[2]
 
 
 @functools.cache
 def build_module() -> ModuleType:
     """``setup.py`` as a module, for its lists of flags."""
-    spec = importlib.util.spec_from_file_location("fastq_setup_cuda", ROOT / "setup.py")
-    if spec is None or spec.loader is None:
-        raise ImportError("setup.py is not where it was")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fastq_setup_cuda"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return module_of("setup.py")
 
 
 def compiler() -> str | None:

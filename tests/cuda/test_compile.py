@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build_flags import ROOT, build_module, compiler
+from build_flags import build_module, compiler
+from sources import ROOT
 
 pytestmark = pytest.mark.source
 STORAGES = ("f32", "bf16", "f16", "f64")

@@ -1,25 +1,18 @@
 """The mutation gate's own parts: its table fits the sources, and it tells a fault found from one that cannot run."""
 
-import importlib.util
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from sources import ROOT, module_of
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.source
 
 
 @pytest.fixture(scope="module")
 def driver() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fastq_mutants", ROOT / ".ci" / "mutants.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fastq_mutants"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return module_of(".ci/mutants.py")
 
 
 def test_every_mutant_changes_its_file_once(driver: ModuleType) -> None:

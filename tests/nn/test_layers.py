@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from device import DEVICE
+from device import drawn
 from torch import nn
 from torch.nn.utils import prune
 
@@ -20,17 +20,7 @@ LAYERS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The tensors here are small, and on a busy machine two threads wait for each other longer than one works."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def values(shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(DEVICE)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def quantizers(layer, weight=True, input=True):
@@ -47,7 +37,7 @@ def quantized(layer, **which):
 def made(kind, **keywords):
     torch.manual_seed(0)
     make, shape = LAYERS[kind]
-    return make(**keywords), values(shape)
+    return make(**keywords), drawn(shape)
 
 
 # --- what they compute --------------------------------------------------------------------------------------------------
@@ -101,7 +91,7 @@ def test_every_convolution(geometry, cls, offset):
         geometry = {k: v[-1] if isinstance(v, tuple) else v for k, v in geometry.items()}
     torch.manual_seed(1)
     layer = cls(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3, **geometry})
-    x = values((2, 4, 9) if cls is nn.Conv1d else (2, 4, 9, 7))
+    x = drawn((2, 4, 9) if cls is nn.Conv1d else (2, 4, 9, 7))
     new = quantized(layer)
     y = new(x)
     # the layer itself, given quantized tensors
@@ -139,7 +129,7 @@ def test_made_by_hand(kind):
     plain = cls._float(*arguments, bias=False)
     torch.manual_seed(0)
     new = cls(*arguments, bias=False)
-    x = values(LAYERS[kind][1])
+    x = drawn(LAYERS[kind][1])
     assert torch.equal(new(x), plain(x)) and new.weight_quantizer is None and new.input_quantizer is None
     torch.manual_seed(0)
     new = cls(*arguments, bias=False, weight_quantizer=LSQ(4), input_quantizer=LSQ(8))
@@ -316,7 +306,7 @@ def test_a_weight_quantizer_that_does_not_fit_is_refused():
 def test_a_quantizer_that_has_its_values_keeps_them():
     layer, _ = made("linear")
     q = LSQ(4)
-    q(values((100,), seed=3))
+    q(drawn((100,), seed=3))
     step = q.step.detach().clone()
     assert torch.equal(QuantLinear.from_float(layer, weight_quantizer=q, input_quantizer=None).weight_quantizer.step, step)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from device import DEVICE
+from device import DEVICE, drawn
 from torch import nn
 
 import fastq
@@ -27,17 +27,11 @@ GRAINS = {
 PLACE = ("axis", "group_size")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The tensors here are small, and on a busy machine two threads wait for each other longer than one works."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def values(shape=(4, 6, 8), seed=0, scale=1.0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(DEVICE) * scale
+    return drawn(shape, seed) * scale
 
 
 def place(grain):

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from device import DEVICE
+from device import drawn
 from torch import nn
 from torch.nn.utils import prune
 from torch.optim import swa_utils
@@ -18,17 +18,7 @@ from fastq.recipes import LayerRecipe, Recipe, lsq
 QUANTIZED = (QuantLinear, QuantConv1d, QuantConv2d)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The tensors here are small, and on a busy machine two threads wait for each other longer than one works."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def values(shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(DEVICE)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Module):
@@ -133,7 +123,7 @@ def test_recipes(case):
         default |= {"stem": (8, 8), "head": (8, 8)}
     assert bits(model) == default | difference
     if case != "one bit":  # which the negative values of the first batch refuse
-        assert model(values((2, 3, 8, 8))).shape == (2, 5)
+        assert model(drawn((2, 3, 8, 8))).shape == (2, 5)
 
 
 def test_settings_reach_the_quantizers():
@@ -156,7 +146,7 @@ def test_weight_steps_are_set_at_once_and_activations_by_the_first_batch():
     q = model.conv.weight_quantizer
     assert torch.equal(q.step, fastq.nn.initializers.initial_values(model.conv.weight, "lsq", -8, 7, axis=0)[0])
     assert not any(layer.input_quantizer.initialized for layer in model.modules() if isinstance(layer, QUANTIZED))
-    model(values((2, 3, 8, 8)))
+    model(drawn((2, 3, 8, 8)))
     assert all(layer.input_quantizer.initialized for layer in model.modules() if isinstance(layer, QUANTIZED))
     assert model.stem.input_quantizer.qmin < 0 and model.conv.input_quantizer.qmin == 0, "after a ReLU: unsigned"
 
@@ -165,7 +155,7 @@ def test_what_it_computes():
     model = net().eval()
     plain = copy.deepcopy(model)
     prepared(model, 2, 2)
-    x = values((2, 3, 8, 8))
+    x = drawn((2, 3, 8, 8))
     model(x)
     for name in NAMES:
         layer, old = model.get_submodule(name), plain.get_submodule(name)
@@ -280,12 +270,12 @@ def test_a_model_that_is_a_layer():
     preparation = fastq.prepare(layer, lsq(4, 4))
     assert type(preparation.model) is QuantLinear and preparation.model.weight is layer.weight and type(layer) is nn.Linear
     assert bits(preparation.model) == {"": (8, 8)} and "(model)" in str(preparation)
-    assert preparation.model(values((2, 4))).shape == (2, 3)
+    assert preparation.model(drawn((2, 4))).shape == (2, 3)
 
 
 def test_lazy_modules_after_a_batch():
     model = nn.Sequential(nn.LazyConv1d(4, 3), nn.Flatten(), nn.LazyLinear(2))
-    model(values((2, 3, 8)))
+    model(drawn((2, 3, 8)))
     prepared(model)
     assert bits(model) == {"0": (8, 8), "2": (8, 8)}
 
@@ -315,7 +305,7 @@ def test_a_shared_layer_appears_once_and_stays_shared():
     preparation = fastq.prepare(model, lsq())
     assert [layer.name for layer in preparation.layers] == ["first", "body.2"]
     assert type(model.first) is QuantLinear and model.first is model.alias is model.body[0] and model.again is model.body
-    model(values((3, 4))).sum().backward()
+    model(drawn((3, 4))).sum().backward()
     assert len({id(m) for m in model.modules() if isinstance(m, LSQ)}) == 4
     # it answers to each of its names
     for name in ("first", "body.0", "again.0", "alias"):
@@ -365,7 +355,7 @@ def test_a_layer_inside_a_layer():
     model = nn.Sequential(outer, nn.Linear(4, 2))
     prepared(model, first_last_bits=None)
     assert type(model[0]) is QuantLinear and type(model[0].adapter) is QuantLinear
-    model(values((2, 4))).sum().backward()
+    model(drawn((2, 4))).sum().backward()
     assert model[0].adapter.weight_quantizer.step.grad is not None
 
 
@@ -376,7 +366,7 @@ def test_transformers_quantize_in_eval_mode(norm_first, activation):
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, activation=activation, batch_first=True, norm_first=norm_first)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first)
-    x = values((3, 5, 16))
+    x = drawn((3, 5, 16))
     plain = copy.deepcopy(model).eval()
     fastq.prepare(model, lsq(2, 2, first_last_bits=None))
     trained = model.train()(x)
@@ -408,12 +398,12 @@ def test_a_skipped_transformer_keeps_its_fast_path():
 def ready():
     model = net()
     prepared(model, 4, 4)
-    model(values((4, 3, 8, 8)))
+    model(drawn((4, 3, 8, 8)))
     return model
 
 
 def test_state_dict_into_another_prepared_copy():
-    model, x = ready().eval(), values((4, 3, 8, 8), seed=1)
+    model, x = ready().eval(), drawn((4, 3, 8, 8), seed=1)
     torch.manual_seed(5)
     other = Net()
     fastq.prepare(other, lsq(4, 4))
@@ -424,7 +414,7 @@ def test_state_dict_into_another_prepared_copy():
 
 @pytest.mark.parametrize("through", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies(through):
-    model, x = ready().eval(), values((4, 3, 8, 8), seed=1)
+    model, x = ready().eval(), drawn((4, 3, 8, 8), seed=1)
     other = through(model)
     assert torch.equal(other(x), model(x)) and repr(other) == repr(model)
     assert not {id(p) for p in model.parameters()} & {id(p) for p in other.parameters()}
@@ -433,7 +423,7 @@ def test_copies(through):
 
 
 def test_to_float64():
-    model, x = ready().eval(), values((4, 3, 8, 8), seed=1)
+    model, x = ready().eval(), drawn((4, 3, 8, 8), seed=1)
     y = model(x).detach()
     model.to(torch.float64)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
@@ -447,7 +437,7 @@ def test_to_float64():
 
 def test_to_bfloat16():
     model = ready().to(torch.bfloat16)
-    y = model(values((4, 3, 8, 8)).bfloat16())
+    y = model(drawn((4, 3, 8, 8)).bfloat16())
     y.sum().backward()
     assert y.dtype == torch.bfloat16 and model.conv.weight.dtype == torch.bfloat16
     assert {q.step.dtype for q in model.modules() if isinstance(q, LSQ)} == {torch.float32}
@@ -466,15 +456,15 @@ def test_hooks_stay_on_their_layers():
     model, calls = net(), []
     handle = model.conv.register_forward_hook(lambda m, a, y: calls.append(m))
     prepared(model)
-    model(values((2, 3, 8, 8)))
+    model(drawn((2, 3, 8, 8)))
     assert calls == [model.conv] and type(model.conv) is QuantConv2d
     handle.remove()
-    model(values((2, 3, 8, 8)))
+    model(drawn((2, 3, 8, 8)))
     assert len(calls) == 1
 
 
 def test_compiles_whole_after_one_batch():
-    model, x = ready().eval(), values((4, 3, 8, 8), seed=1)
+    model, x = ready().eval(), drawn((4, 3, 8, 8), seed=1)
     y = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
     torch.testing.assert_close(y, model(x), rtol=1e-5, atol=1e-5)
 
@@ -482,7 +472,7 @@ def test_compiles_whole_after_one_batch():
 def test_an_optimizer_made_before_still_holds_the_weights():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model(values((4, 3, 8, 8))).square().sum().backward()
+    model(drawn((4, 3, 8, 8))).square().sum().backward()
     optimizer.step()
     state = {id(p): s["momentum_buffer"] for p, s in optimizer.state.items()}
     before = dict(model.named_parameters())
@@ -494,7 +484,7 @@ def test_an_optimizer_made_before_still_holds_the_weights():
     optimizer.add_param_group({"params": steps})
     weight, step = model.conv.weight.detach().clone(), model.conv.weight_quantizer.step.detach().clone()
     optimizer.zero_grad()
-    model(values((4, 3, 8, 8))).square().sum().backward()
+    model(drawn((4, 3, 8, 8))).square().sum().backward()
     optimizer.step()
     assert not torch.equal(model.conv.weight, weight) and not torch.equal(model.conv.weight_quantizer.step, step)
     assert all(id(p) in state and optimizer.state[p]["momentum_buffer"] is state[id(p)] for p in before.values())
@@ -504,7 +494,7 @@ def test_an_optimizer_made_before_still_holds_the_weights():
 @pytest.mark.parametrize("average", [{}, {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.5)}])
 def test_averaging_takes_the_buffers_too(average, seen):
     """Torch averages buffers by subtraction, which bool ones do not know."""
-    model, x = net(), values((4, 3, 8, 8))
+    model, x = net(), drawn((4, 3, 8, 8))
     prepared(model)
     if seen:
         model(x)
@@ -525,9 +515,9 @@ def test_averaging_takes_the_buffers_too(average, seen):
 def test_training_lowers_the_loss(width):
     """Ten classes of noisy points around their centres: chance is 2.3, and a quantized network learns them."""
     torch.manual_seed(0)
-    centres = values((10, 16), seed=3)
+    centres = drawn((10, 16), seed=3)
     target = torch.arange(200) % 10
-    x = centres[target] + 0.3 * values((200, 16), seed=4)
+    x = centres[target] + 0.3 * drawn((200, 16), seed=4)
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
     prepared(model, width, width)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
