@@ -14,6 +14,7 @@ Both libraries use torch's stable C++ ABI (2.10), so they load in any later torc
 ``FASTQ_CUDA_PYTHON``       a Python whose CUDA torch the CUDA library is linked against; unset: this one
 ``TORCH_CUDA_ARCH_LIST``    such as ``8.0;9.0a+PTX``; unset: ``8.0;8.6;8.9;9.0a+PTX``
 ``CUDA_HOME, CXX``          where nvcc is, and which C++ compiler to use
+``FASTQ_CPU_LEVELS``        such as ``v3``: fewer x86-64 levels in a build for development; unset: ``v2 v3 v4``
 ``MAX_JOBS``                how many compilers at once
 ==========================  ====================================================================================
 """
@@ -33,14 +34,14 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-ISAS = ("v2", "v3", "v4")
+ISAS = tuple(os.environ.get("FASTQ_CPU_LEVELS", "v2 v3 v4").split())
 
 # One list of flags for every build, and for the tests that look at what it makes. The formulas give the same bits
 # everywhere because nothing here lets a compiler contract, reorder or approximate.
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 CXX_FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 TORCH_FLAGS = ["-O2", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-KERNEL_FLAGS = ["-O3", *EXACT]
+KERNEL_FLAGS = ["-O3", *EXACT, "-Wno-psabi"]  # wide vectors are passed inside inline functions alone
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true",
               "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills"]  # fmt: skip
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0a+PTX"
@@ -154,8 +155,9 @@ def plan() -> tuple[Ninja, list[tuple[str, str]], dict[str, object]]:
     def compile(out: str, source: str, flags: list[str], **more: str) -> str:
         return ninja.edge(out, "cxx", [str(ROOT / "csrc" / source)], flags=" ".join(flags), **more)
 
-    kernels = [compile(f"kernels_{isa}.o", "cpu/kernels.cpp", [*KERNEL_FLAGS, f"-march=x86-64-{isa}", f"-DFASTQ_ISA={isa}",
-                                                              "-Wno-maybe-uninitialized"]) for isa in ISAS]  # fmt: skip
+    loops = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if path.stem != "dispatch")
+    kernels = [compile(f"{name}_{isa}.o", f"cpu/{name}.cpp", [*KERNEL_FLAGS, f"-march=x86-64-{isa}", f"-DFASTQ_ISA={isa}",
+                                                              "-Wno-maybe-uninitialized"]) for name in loops for isa in ISAS]  # fmt: skip
     dispatch = compile("dispatch.o", "cpu/dispatch.cpp", ["-O2"])
     bridge = [compile(f"{name}.o", f"torch/{name}.cpp", [*TORCH_FLAGS, include]) for name in ("elementwise", "cpu", "register_cpu")]
     lib = f"-L{ninja.escape(str(torch.folder / 'lib'))}"

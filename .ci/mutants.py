@@ -155,13 +155,12 @@ MUTANTS = [
     *mutants(
         "csrc/cpu/elementwise.h",
         (
-            "cpu-tail", "std::memcpy(y + j, tail.out, (n - j) * sizeof(T));",
-            "std::memcpy(y + j, tail.out, (n - j - 1) * sizeof(T));",
+            "cpu-tail", "std::memcpy(y, out, n * sizeof(T));", "std::memcpy(y, out, (n - 1) * sizeof(T));",
             SUMS, "the last element of a ragged run",
         ),
         (
-            "cpu-tail-sums", "std::memcpy(tail.g, g + j, (n - j) * sizeof(T));",
-            "for (int64_t k = 0; k < kLanes; ++k) tail.g[k] = g[j + (k < n - j ? k : 0)];",
+            "cpu-tail-sums", "std::memcpy(g, gradient, n * sizeof(T));",
+            "for (int64_t k = 0; k < kLanes; ++k) g[k] = gradient[k < n ? k : 0];",
             SUMS, "what pads a tail must add nothing",
         ),
         (
@@ -169,8 +168,8 @@ MUTANTS = [
             CHECKED, "wrong stride of the axis",
         ),
         (
-            "cpu-16-bit-sums", "sums[i][k] += terms[i];",
-            "{ T kept[kWidth]; S::store(kept, sums[i][k] + terms[i]); sums[i][k] = S::load(kept); }",
+            "cpu-16-bit-sums", "for (int i = 0; i < kGradients; ++i) sums[i][k] += terms[i];",
+            "for (int i = 0; i < kGradients; ++i) { T kept[kWidth]; S::store(kept, sums[i][k] + terms[i]); sums[i][k] = S::load(kept); }",
             SUMS, "sums of 16-bit inputs are kept in fp32",
         ),
         (
@@ -200,7 +199,7 @@ MUTANTS = [
     *mutants(
         "csrc/torch/elementwise.cpp",
         (
-            "cpu-group-layout", "if (a.group_size > 0 ? !x.is_contiguous() : !is_dense(x)) {", "if (!is_dense(x)) {",
+            "cpu-group-layout", "if (logical ? !x.is_contiguous() : !is_dense(x)) {", "if (!is_dense(x)) {",
             CHECKED, "groups follow the last axis, not memory",
         ),
         (
@@ -429,6 +428,7 @@ class Tree:
 
     def build(self) -> None:
         """The CPU library and the runtime module, once; setup.py says how. Then what runs the tests."""
+        os.environ["FASTQ_CPU_LEVELS"] = ISA
         setup = load(self.folder / "setup.py")
         for flags in (setup.KERNEL_FLAGS, setup.TORCH_FLAGS):
             flags[:] = [{"-O3": "-O1", "-O2": "-O0"}.get(flag, flag) for flag in flags]
@@ -452,10 +452,10 @@ class Tree:
         return done.stdout
 
     def build_mutant(self, file: str) -> None:
-        """One instruction set's kernels, torch's side where that is what changed (of a method it takes the numbers of values, which
+        """The loops, torch's side where that is what changed (of a method it takes the numbers of values, which
         no mutant touches), and the library."""
-        own = [name for name in self.objects if not name.startswith("kernels_")]
-        self.ninja(f"kernels_{ISA}.o", *(own if file.startswith("csrc/torch/") else []))
+        torch_side = file.startswith("csrc/torch/")
+        self.ninja(*(name for name in self.objects if torch_side or name.endswith(f"_{ISA}.o")))
         subprocess.run(self.link, shell=True, cwd=self.native, check=True)
         self.place(self.native / "libfastq.so")
 

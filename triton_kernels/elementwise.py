@@ -12,14 +12,16 @@ compiler lays out, which may differ between architectures and with the alignment
 the same tensors. The C++ and CUDA kernels promise more.
 
 A method is a :class:`Method` of jit functions. ``parameters`` and ``p`` are tuples of tensors that broadcast against ``x``,
-``r`` is ``(qmin, qmax, lower, upper, eps)``; the gradient passes where ``lower < v < upper``:
+``r`` is ``(qmin, qmax, lower, upper, eps)`` and four constants of the method's own; the gradient passes where
+``lower < v < upper``:
 
     prepare(parameters, r) -> p                 what the loops need of the parameters
-    forward(x, p, r) -> y
+    forward(x, p, r) -> y                       with sums: (y, terms), the terms in fp64
     backward(x, g, p, r) -> (dx, terms)         one term for each gradient, in the order of the parameters
     finish(index, total, parameters) -> gradient
 
-A method has at most four gradients.
+A method has at most four gradients. One with words takes 32 bits for each element (uint32) after ``x`` or ``g``: random ones,
+computed from its logical index (Philox4x32-10; see ``csrc/methods/philox.h``), or an int32 read beside ``x``.
 """
 
 from __future__ import annotations
@@ -60,6 +62,13 @@ class Method:
     forward: Any
     backward: Any
     finish: Any
+    word: str = "none"  # "noise", "memory"
+    sums: int = 0  # of the forward pass
+
+    @property
+    def words(self) -> int:
+        """As the kernels number them."""
+        return ("none", "noise", "memory").index(self.word)
 
 
 @dataclass(frozen=True)
@@ -100,8 +109,11 @@ class Geometry:
             return triton.cdiv(self.outer, ROW_BLOCK) * self.channels * self.inner
         return self.outer * self.channels * self.chunks
 
-    def sums(self) -> tuple[int, int, int, int]:
-        """Partial ``j`` of channel ``c`` is at ``(j // a) * s + c * a + j % a``; ``(count, a, s)`` and the elements per program."""
+    def sums(self, shared: bool = False) -> tuple[int, int, int, int]:
+        """Partial ``j`` of channel ``c`` is at ``(j // a) * s + c * a + j % a``; ``(count, a, s)`` and the elements per program.
+        A ``shared`` parameter has all of them."""
+        if shared:
+            return self.partials, 1, 1, min(triton.next_power_of_2(self.partials), 1024)
         if self.columns:
             a, count = self.inner, triton.cdiv(self.outer, ROW_BLOCK) * self.inner
         else:
@@ -131,80 +143,129 @@ def _tile(outer, channels, inner, chunks, ROWS: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
-def _range(qmin, qmax, lower, upper, eps, F: tl.constexpr):
+def _range(qmin, qmax, lower, upper, eps, a, b, c, d, F: tl.constexpr):
     return (
         tl.full((), qmin, F),
         tl.full((), qmax, F),
         tl.full((), lower, F),
         tl.full((), upper, F),
         tl.full((), eps, F),
+        tl.full((), a, F),
+        tl.full((), b, F),
+        tl.full((), c, F),
+        tl.full((), d, F),
     )
 
 
 @triton.jit
-def _parameters(pointers, channel, mask, COLUMNS: tl.constexpr):
-    """The parameters of a tile, shaped to broadcast against it."""
+def _words(words, offsets, mask, WORDS: tl.constexpr):
+    """The 32 bits of each element: random for its offset, which is its logical index, or read."""
+    if WORDS == 1:
+        a, b, c, d = tl.randint4x(tl.load(words), offsets // 4)
+        k = offsets % 4
+        return tl.where(k < 2, tl.where(k == 0, a, b), tl.where(k == 2, c, d)).to(tl.uint32, bitcast=True)
+    else:
+        return tl.load(words + offsets, mask=mask, other=0).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _parameters(pointers, channel, mask, COLUMNS: tl.constexpr, SHARED: tl.constexpr):
+    """The parameters of a tile, shaped to broadcast against it. Bit i of SHARED: parameter i has one element."""
     values = ()
     for i in tl.static_range(len(pointers)):
-        value = tl.load(pointers[i] + channel, mask=mask, other=1.0)
+        value = tl.load(pointers[i] + (channel * 0 if (SHARED >> i) & 1 else channel), mask=mask, other=1.0)
         values = values + (tl.expand_dims(value, 0 if COLUMNS else 1),)
     return values
 
 
 @triton.jit
 def forward_kernel(
-    x, y, parameters,
-    qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, outer: i64, channels: i64, inner, chunks,
-    PREPARE: tl.constexpr, FORWARD: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
-    BY_BITS: tl.constexpr,
+    x, y, words, parameters, partial, partials: i64,
+    qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, a: fp64, b: fp64, c: fp64, d: fp64,
+    outer: i64, channels: i64, inner, chunks,
+    PREPARE: tl.constexpr, FORWARD: tl.constexpr, SUMS: tl.constexpr, WORDS: tl.constexpr, SHARED: tl.constexpr,
+    F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, BY_BITS: tl.constexpr,
 ):  # fmt: skip
-    r = _range(qmin, qmax, lower, upper, eps, F)
-    offsets, mask, channel, _, slot_mask = _tile(outer, channels, inner, chunks, ROWS, BLOCK, COLUMNS)
-    p = PREPARE(_parameters(parameters, channel, slot_mask, COLUMNS), r)
-    value = FORWARD(widen(tl.load(x + offsets, mask=mask, other=0.0), F, BY_BITS), p, r)
-    tl.store(y + offsets, narrow(value, y.dtype.element_ty, BY_BITS), mask=mask)
+    r = _range(qmin, qmax, lower, upper, eps, a, b, c, d, F)
+    offsets, mask, channel, slot, slot_mask = _tile(outer, channels, inner, chunks, ROWS, BLOCK, COLUMNS)
+    p = PREPARE(_parameters(parameters, channel, slot_mask, COLUMNS, SHARED), r)
+    value = widen(tl.load(x + offsets, mask=mask, other=0.0), F, BY_BITS)
+    if WORDS == 0:
+        result = FORWARD(value, p, r)
+    else:
+        result = FORWARD(value, _words(words, offsets, mask, WORDS), p, r)
+    if SUMS == 0:
+        tl.store(y + offsets, narrow(result, y.dtype.element_ty, BY_BITS), mask=mask)
+    else:
+        tl.store(y + offsets, narrow(result[0], y.dtype.element_ty, BY_BITS), mask=mask)
+        for i in tl.static_range(SUMS):
+            total = tl.sum(tl.where(mask, result[1][i], 0.0), axis=0 if COLUMNS else 1)
+            tl.store(partial + i * partials + slot, total, mask=slot_mask)
 
 
 @triton.jit
 def backward_kernel(
-    x, g, dx, parameters, partial, partials: i64,
-    qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, outer: i64, channels: i64, inner, chunks,
-    PREPARE: tl.constexpr, BACKWARD: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
-    BY_BITS: tl.constexpr,
+    x, g, dx, words, parameters, partial, partials: i64,
+    qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, a: fp64, b: fp64, c: fp64, d: fp64,
+    outer: i64, channels: i64, inner, chunks,
+    PREPARE: tl.constexpr, BACKWARD: tl.constexpr, WORDS: tl.constexpr, SHARED: tl.constexpr,
+    F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, BY_BITS: tl.constexpr,
 ):  # fmt: skip
-    r = _range(qmin, qmax, lower, upper, eps, F)
+    r = _range(qmin, qmax, lower, upper, eps, a, b, c, d, F)
     offsets, mask, channel, slot, slot_mask = _tile(outer, channels, inner, chunks, ROWS, BLOCK, COLUMNS)
-    p = PREPARE(_parameters(parameters, channel, slot_mask, COLUMNS), r)
+    p = PREPARE(_parameters(parameters, channel, slot_mask, COLUMNS, SHARED), r)
     gradient = widen(tl.load(g + offsets, mask=mask, other=0.0), F, BY_BITS)
-    value, terms = BACKWARD(widen(tl.load(x + offsets, mask=mask, other=0.0), F, BY_BITS), gradient, p, r)
-    tl.store(dx + offsets, narrow(value, dx.dtype.element_ty, BY_BITS), mask=mask)
+    value = widen(tl.load(x + offsets, mask=mask, other=0.0), F, BY_BITS)
+    if WORDS == 0:
+        out, terms = BACKWARD(value, gradient, p, r)
+    else:
+        out, terms = BACKWARD(value, gradient, _words(words, offsets, mask, WORDS), p, r)
+    tl.store(dx + offsets, narrow(out, dx.dtype.element_ty, BY_BITS), mask=mask)
     for i in tl.static_range(len(terms)):
         total = tl.sum(tl.where(mask, terms[i], 0.0), axis=0 if COLUMNS else 1)
         tl.store(partial + i * partials + slot, total, mask=slot_mask)
 
 
 @triton.jit
+def _add_up(partial, channel, there, count, a, s, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """In fp64: partial ``j`` of channel ``c`` is at ``(j // a) * s + c * a + j % a``."""
+    total = tl.zeros((CHANNELS, BLOCK), tl.float64)
+    start = tl.zeros((), tl.int64)
+    while start < count:
+        j = start + tl.arange(0, BLOCK).to(tl.int64)
+        at = ((j // a) * s + j % a)[None, :] + (channel * a)[:, None]
+        total += tl.load(partial + at, mask=there[:, None] & (j < count)[None, :], other=0.0).to(tl.float64)
+        start += BLOCK
+    return tl.sum(total, axis=1)
+
+
+@triton.jit
 def finish_kernel(
-    partial, gradients, parameters,
-    scale_0: fp64, scale_1: fp64, scale_2: fp64, scale_3: fp64, partials: i64, channels: i64, count: i64, a, s,
-    FINISH: tl.constexpr, F: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    partial, gradient, parameters, scale: fp64, channels: i64, count: i64, a, s,
+    INDEX: tl.constexpr, FINISH: tl.constexpr, SHARED: tl.constexpr, F: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     there = channel < channels
+    total = _add_up(partial, channel, there, count, a, s, CHANNELS, BLOCK)
     values = ()
     for i in tl.static_range(len(parameters)):
-        values = values + (tl.load(parameters[i] + channel, mask=there, other=1.0),)
-    scales = (scale_0, scale_1, scale_2, scale_3)
-    for i in tl.static_range(len(gradients)):
-        total = tl.zeros((CHANNELS, BLOCK), tl.float64)
-        start = tl.zeros((), tl.int64)
-        while start < count:
-            j = start + tl.arange(0, BLOCK).to(tl.int64)
-            at = ((j // a) * s + j % a)[None, :] + (channel * a)[:, None]
-            total += tl.load(partial + i * partials + at, mask=there[:, None] & (j < count)[None, :], other=0.0).to(tl.float64)
-            start += BLOCK
-        gradient = FINISH(i, tl.sum(total, axis=1).to(F) * tl.full((), scales[i], F), values)
-        tl.store(gradients[i] + channel, gradient, mask=there)
+        at = channel * 0 if (SHARED >> i) & 1 else channel
+        values = values + (tl.load(parameters[i] + at, mask=there, other=1.0),)
+    tl.store(gradient + channel, FINISH(INDEX, total.to(F) * tl.full((), scale, F), values), mask=there)
+
+
+@triton.jit
+def sums_kernel(
+    partial, sums, partials: i64, channels: i64, count: i64, a, s, SUMS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
+):
+    channel = tl.program_id(0).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    there = channel < channels
+    for i in tl.static_range(SUMS):
+        tl.store(
+            sums + i * channels + channel,
+            _add_up(partial + i * partials, channel, there, count, a, s, CHANNELS, BLOCK),
+            mask=there,
+        )
 
 
 # Layouts: memory is walked from end to end, so x must be dense in some order of its dimensions.
@@ -230,8 +291,8 @@ def _like(t: torch.Tensor, layout: torch.Tensor) -> torch.Tensor:
     return t if same else torch.empty_like(layout).copy_(t)
 
 
-def _dense(x: torch.Tensor, group_size: int) -> torch.Tensor:
-    if group_size:  # parameters of groups lie in the logical order of x
+def _dense(x: torch.Tensor, logical: bool) -> torch.Tensor:
+    if logical:  # parameters of groups lie in the logical order of x, and noise follows it
         return x.contiguous()
     return x if _is_dense(x) else torch.empty_like(x).copy_(x)
 
@@ -274,50 +335,93 @@ def _options(x: torch.Tensor, shape: Geometry) -> dict[str, Any]:
     }
 
 
-def run_forward(
-    method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...],
-    qmin: int, qmax: int, axis: int, group_size: int, eps: float,
-) -> torch.Tensor:  # fmt: skip
-    """``y``, with the layout of ``x``."""
-    dense = _dense(x, group_size)
+def _constants(constants: tuple[float, ...]) -> tuple[float, ...]:
+    return *constants, *(0.0,) * (4 - len(constants))
+
+
+def _bits(shared: tuple[bool, ...]) -> int:
+    return sum(1 << i for i, one in enumerate(shared) if one)
+
+
+def _forward(
+    method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...], qmin: float, qmax: float, axis: int, group_size: int,
+    eps: float, boundary: int, constants: tuple[float, ...], words: torch.Tensor | None, shared: tuple[bool, ...],
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    dense = _dense(x, bool(group_size) or method.word == "noise")
     y = torch.empty_like(dense)
+    shape = geometry(dense, axis, group_size)
+    sums = torch.zeros(method.sums, shape.channels, dtype=torch.float64, device=x.device) if method.sums else None
     if x.numel():
-        shape = geometry(dense, axis, group_size)
+        held = y if words is None else _like(words, dense) if method.word == "memory" else words
+        partial = torch.empty(method.sums * shape.partials, dtype=torch.float64, device=x.device) if method.sums else y
+        lower, upper = mask_bounds(int(qmin), int(qmax), boundary, compute_dtype(x))
         with _guard(x):
             forward_kernel[(shape.programs,)](
-                dense, y, tuple(p.contiguous() for p in parameters), float(qmin), float(qmax), 0.0, 0.0, eps,
+                dense, y, held, tuple(p.contiguous() for p in parameters), partial, shape.partials,
+                float(qmin), float(qmax), lower, upper, eps, *_constants(constants),
                 shape.outer, shape.channels, shape.inner, shape.chunks,
-                PREPARE=method.prepare, FORWARD=method.forward, **_options(x, shape),
+                PREPARE=method.prepare, FORWARD=method.forward, SUMS=method.sums, WORDS=method.words, SHARED=_bits(shared),
+                **_options(x, shape),
             )  # fmt: skip
-    return y if dense is x else _like(y, torch.empty_like(x))
+            if sums is not None:
+                count, a, s, block = shape.sums()
+                width = min(triton.next_power_of_2(shape.channels), max(1024 // block, 1))
+                sums_kernel[(triton.cdiv(shape.channels, width),)](
+                    partial, sums, shape.partials, shape.channels, count, a, s,
+                    SUMS=method.sums, CHANNELS=width, BLOCK=block, num_warps=4, enable_fp_fusion=False,
+                )  # fmt: skip
+    return (y if dense is x else _like(y, torch.empty_like(x))), sums
+
+
+def run_forward(
+    method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...],
+    qmin: int, qmax: int, axis: int, group_size: int, eps: float, *, boundary: int = 0,
+    constants: tuple[float, ...] = (), words: torch.Tensor | None = None, shared: tuple[bool, ...] = (),
+) -> torch.Tensor:  # fmt: skip
+    """``y``, with the layout of ``x``. ``words``: the seed, or what is read beside ``x``; ``shared``: parameters of one element."""
+    return _forward(method, x, parameters, qmin, qmax, axis, group_size, eps, boundary, constants, words, shared)[0]
+
+
+def run_forward_sums(
+    method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...],
+    qmin: int, qmax: int, axis: int, group_size: int, eps: float, *, boundary: int = 0,
+    constants: tuple[float, ...] = (), words: torch.Tensor | None = None, shared: tuple[bool, ...] = (),
+) -> tuple[torch.Tensor, Any]:  # fmt: skip
+    """``y``, and the sums of the forward pass: fp64, ``(sums, channels)``."""
+    return _forward(method, x, parameters, qmin, qmax, axis, group_size, eps, boundary, constants, words, shared)
 
 
 def run_backward(
     method: Method, grad: torch.Tensor, x: torch.Tensor, parameters: tuple[torch.Tensor, ...],
-    qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int, scales: tuple[float, ...],
+    qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int, scales: tuple[float, ...], *,
+    constants: tuple[float, ...] = (), words: torch.Tensor | None = None, shared: tuple[bool, ...] = (),
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
     """``dx``, with the layout of ``x``, and the gradients of the first parameters, each multiplied by its scale."""
-    dense = _dense(x, group_size)
+    dense = _dense(x, bool(group_size) or method.word == "noise")
     dx = torch.empty_like(dense)
     gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters[: method.gradients]]
     if not x.numel():
         return dx, [gradient.zero_() for gradient in gradients]
     shape = geometry(dense, axis, group_size)
     held = tuple(p.contiguous() for p in parameters)
+    beside = dx if words is None else _like(words, dense) if method.word == "memory" else words
     partial = torch.empty(method.gradients * shape.partials, dtype=compute_dtype(x), device=x.device)
     lower, upper = mask_bounds(qmin, qmax, boundary, compute_dtype(x))
     with _guard(x):
         backward_kernel[(shape.programs,)](
-            dense, _like(grad, dense), dx, held, partial, shape.partials, float(qmin), float(qmax), lower, upper, eps,
+            dense, _like(grad, dense), dx, beside, held, partial, shape.partials,
+            float(qmin), float(qmax), lower, upper, eps, *_constants(constants),
             shape.outer, shape.channels, shape.inner, shape.chunks,
-            PREPARE=method.prepare, BACKWARD=method.backward, **_options(x, shape),
+            PREPARE=method.prepare, BACKWARD=method.backward, WORDS=method.words, SHARED=_bits(shared), **_options(x, shape),
         )  # fmt: skip
-        if gradients:
-            count, a, s, block = shape.sums()
-            width = min(triton.next_power_of_2(shape.channels), max(1024 // block, 1))
-            finish_kernel[(triton.cdiv(shape.channels, width),)](
-                partial, tuple(gradients), held, *scales, *(0.0,) * (4 - len(scales)), shape.partials, shape.channels, count, a, s,
-                FINISH=method.finish, F=_ARITHMETIC[compute_dtype(x)], CHANNELS=width, BLOCK=block,
+        for i, gradient in enumerate(gradients):
+            one = i < len(shared) and shared[i]
+            count, a, s, block = shape.sums(one)
+            channels = 1 if one else shape.channels
+            width = min(triton.next_power_of_2(channels), max(1024 // block, 1))
+            finish_kernel[(triton.cdiv(channels, width),)](
+                partial[i * shape.partials :], gradient, held, scales[i], channels, count, a, s,
+                INDEX=i, FINISH=method.finish, SHARED=_bits(shared), F=_ARITHMETIC[compute_dtype(x)], CHANNELS=width, BLOCK=block,
                 num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
     return (dx if dense is x else _like(dx, torch.empty_like(x))), gradients

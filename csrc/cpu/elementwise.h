@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../methods/numeric.h"
+#include "../methods/philox.h"
 #include "call.h"
 #include "vector.h"
 
@@ -18,16 +19,27 @@ struct Elementwise {
   using T = typename S::Element;
   using F = typename S::F;
   using V = typename S::V;
+  using W = typename Words<V>::type;
+  using D = typename Wide<V>::type;
   static constexpr int kPrepared = M::kPrepared;
   static constexpr int kGradients = M::kGradients;
-  static constexpr int kSums = kGradients > 0 ? kGradients : 1;  // arrays have no length 0
+  static constexpr int kForwardSums = M::kForwardSums;
+  static constexpr int kTerms = kGradients > 0 ? kGradients : 1;  // arrays have no length 0
+  static constexpr int kSums = kForwardSums > 0 ? kForwardSums : 1;
   static constexpr int kWidth = sizeof(V) / sizeof(F);
   static constexpr int kVectors = kLanes / kWidth;
+  static_assert(M::kParameters <= kMaxParameters && kPrepared <= kMaxPrepared);
+  static_assert(kGradients <= kMaxParameters && kForwardSums <= kMaxSums);
 
-  static Range<F> range(const Call& c) { return {F(c.qmin), F(c.qmax), F(c.lower), F(c.upper), F(c.eps)}; }
+  static Range<F> range(const Call& c) {
+    Range<F> r = {F(c.qmin), F(c.qmax), F(c.lower), F(c.upper), F(c.eps), {}};
+    for (int i = 0; i < kMaxConstants; ++i) r.constant[i] = F(c.constant[i]);
+    return r;
+  }
 
   static void parameters(const Call& c, int64_t channel, F* values) {
-    for (int i = 0; i < M::kParameters; ++i) values[i] = static_cast<const F*>(c.parameter[i])[channel];
+    for (int i = 0; i < M::kParameters; ++i)
+      values[i] = static_cast<const F*>(c.parameter[i])[c.shared[i] ? 0 : channel];
   }
 
   static void prepared(const Call& c, int64_t channel, const Range<F>& r, F* p) {
@@ -36,68 +48,117 @@ struct Elementwise {
     M::prepare(values, r, p);
   }
 
+  // The words of a run of at most kChunk elements.
+  struct Bits {
+    uint32_t computed[M::kWord == Word::noise ? kChunk + 8 : 1];
+
+    FASTQ_HD const uint32_t* of(const Call& c, int64_t begin, int64_t n) {
+      if constexpr (M::kWord == Word::memory) return reinterpret_cast<const uint32_t*>(c.words) + begin;
+      if constexpr (M::kWord == Word::noise) {
+        const uint64_t key = uint64_t(*c.seed);
+        for (int64_t counter = begin / 4; counter * 4 < begin + n; ++counter)
+          philox(uint64_t(counter), key, computed + (counter - begin / 4) * 4);
+        return computed + begin % 4;
+      }
+      return nullptr;
+    }
+  };
+  FASTQ_HD static const uint32_t* after(const uint32_t* words, int64_t n) {
+    return M::kWord == Word::none ? nullptr : words + n;
+  }
+  FASTQ_HD static W word(const uint32_t* words, int k) {
+    if constexpr (M::kWord == Word::none)
+      return W{};
+    else
+      return Words<V>::load(words + k * kWidth);
+  }
+
   // kLanes elements at x. `p` holds a vector for each prepared value (kStride = 0) or for each value and each vector of
   // x.
   template <int kStride>
-  FASTQ_HD static void forward_block(const T* x, T* y, const V* p, const Range<F>& r) {
-    for (int k = 0; k < kVectors; ++k)
-      S::store(y + k * kWidth, M::forward(S::load(x + k * kWidth), p + k * kStride, r));
+  FASTQ_HD static void forward_block(const T* x, T* y, const uint32_t* words, const V* p, const Range<F>& r,
+                                     D (*sums)[kVectors]) {
+    for (int k = 0; k < kVectors; ++k) {
+      D terms[kSums];
+      S::store(y + k * kWidth,
+               apply_forward<M, V, W, F>(S::load(x + k * kWidth), word(words, k), p + k * kStride, r, terms));
+      for (int i = 0; i < kForwardSums; ++i) sums[i][k] += terms[i];
+    }
   }
 
   template <int kStride>
-  FASTQ_HD static void backward_block(const T* x, const T* g, T* dx, const V* p, const Range<F>& r,
-                                      V (*sums)[kVectors]) {
+  FASTQ_HD static void backward_block(const T* x, const T* g, T* dx, const uint32_t* words, const V* p,
+                                      const Range<F>& r, V (*sums)[kVectors]) {
     for (int k = 0; k < kVectors; ++k) {
-      V terms[kSums];
-      S::store(dx + k * kWidth,
-               M::backward(S::load(x + k * kWidth), S::load(g + k * kWidth), p + k * kStride, r, terms));
+      V terms[kTerms];
+      S::store(dx + k * kWidth, apply_backward<M, V, W, F>(S::load(x + k * kWidth), S::load(g + k * kWidth),
+                                                           word(words, k), p + k * kStride, r, terms));
       for (int i = 0; i < kGradients; ++i) sums[i][k] += terms[i];
     }
   }
 
   // The last elements of a run, fewer than kLanes: through buffers whose rest repeats an element, with a gradient of
-  // zero, which adds nothing to a sum that the element itself does not.
+  // zero, which adds nothing to a sum that the element itself does not. Sums of the forward pass add these lanes alone.
   struct Tail {
     T x[kLanes], g[kLanes] = {}, out[kLanes];
+    uint32_t words[kLanes];
 
-    Tail(const T* from, int64_t n) {
+    Tail(const T* from, const uint32_t* bits, int64_t n) {
       std::memcpy(x, from, n * sizeof(T));
       for (int64_t k = n; k < kLanes; ++k) x[k] = x[n - 1];
+      if constexpr (M::kWord != Word::none) {
+        std::memcpy(words, bits, n * sizeof(uint32_t));
+        for (int64_t k = n; k < kLanes; ++k) words[k] = words[n - 1];
+      }
+    }
+
+    template <int kStride>
+    FASTQ_HD void forward(T* y, int64_t n, const V* p, const Range<F>& r, D (*sums)[kVectors]) {
+      D own[kSums][kVectors] = {};
+      forward_block<kStride>(x, out, words, p, r, own);
+      std::memcpy(y, out, n * sizeof(T));
+      for (int i = 0; i < kForwardSums; ++i)
+        for (int k = 0; k < kVectors; ++k)
+          for (int j = 0; j < kWidth; ++j)
+            if (k * kWidth + j < n) sums[i][k][j] += own[i][k][j];
+    }
+
+    template <int kStride>
+    FASTQ_HD void backward(const T* gradient, T* dx, int64_t n, const V* p, const Range<F>& r, V (*sums)[kVectors]) {
+      std::memcpy(g, gradient, n * sizeof(T));
+      backward_block<kStride>(x, g, out, words, p, r, sums);
+      std::memcpy(dx, out, n * sizeof(T));
     }
   };
 
   // lane[j] += lane[j + half] for half = kLanes / 2, ..., 1: while that is whole vectors, by vectors.
-  static F tree(V* sums) {
+  template <class A, class Number>
+  static Number tree(A* sums, Number) {
     for (int half = kVectors / 2; half > 0; half /= 2)
       for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
-    F lane[kWidth];
+    Number lane[kWidth];
     std::memcpy(lane, sums, sizeof(lane));
     for (int half = kWidth / 2; half > 0; half /= 2)
       for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
     return lane[0];
   }
 
-  static void forward_run(const T* x, T* y, int64_t n, const V* p, const Range<F>& r) {
+  static void forward_run(const T* x, T* y, const uint32_t* words, int64_t n, const V* p, const Range<F>& r,
+                          double* result) {
+    D sums[kSums][kVectors] = {};
     int64_t j = 0;
-    for (; j + kLanes <= n; j += kLanes) forward_block<0>(x + j, y + j, p, r);
-    if (j < n) {
-      Tail tail(x + j, n - j);
-      forward_block<0>(tail.x, tail.out, p, r);
-      std::memcpy(y + j, tail.out, (n - j) * sizeof(T));
-    }
+    for (; j + kLanes <= n; j += kLanes) forward_block<0>(x + j, y + j, after(words, j), p, r, sums);
+    if (j < n) Tail(x + j, after(words, j), n - j).template forward<0>(y + j, n - j, p, r, sums);
+    for (int i = 0; i < kForwardSums; ++i) result[i] = tree(sums[i], double());
   }
 
-  static void backward_run(const T* x, const T* g, T* dx, int64_t n, const V* p, const Range<F>& r, F* result) {
-    V sums[kSums][kVectors] = {};
+  static void backward_run(const T* x, const T* g, T* dx, const uint32_t* words, int64_t n, const V* p,
+                           const Range<F>& r, F* result) {
+    V sums[kTerms][kVectors] = {};
     int64_t j = 0;
-    for (; j + kLanes <= n; j += kLanes) backward_block<0>(x + j, g + j, dx + j, p, r, sums);
-    if (j < n) {
-      Tail tail(x + j, n - j);
-      std::memcpy(tail.g, g + j, (n - j) * sizeof(T));
-      backward_block<0>(tail.x, tail.g, tail.out, p, r, sums);
-      std::memcpy(dx + j, tail.out, (n - j) * sizeof(T));
-    }
-    for (int i = 0; i < kGradients; ++i) result[i] = tree(sums[i]);
+    for (; j + kLanes <= n; j += kLanes) backward_block<0>(x + j, g + j, dx + j, after(words, j), p, r, sums);
+    if (j < n) Tail(x + j, after(words, j), n - j).template backward<0>(g + j, dx + j, n - j, p, r, sums);
+    for (int i = 0; i < kGradients; ++i) result[i] = tree(sums[i], F());
   }
 
   // Rows: task t is chunk t % chunks of row t / chunks.
@@ -144,31 +205,63 @@ struct Elementwise {
         p[k * kPrepared + i] = load_bits<V>(static_cast<const F*>(c.prepared[i]) + w + k * kWidth);
   }
 
+  // The rows of task t, a column block at a time.
+  template <class Body>
+  static void each_block(const Call& c, int64_t t, Body body) {
+    const int64_t width = c.geometry.width(), first = t * kRowBlock;
+    const int64_t last = first + kRowBlock < c.geometry.outer ? first + kRowBlock : c.geometry.outer;
+    for (int64_t w = 0; w < width; w += kLanes) {
+      V p[kVectors * kPrepared] = {};
+      load_columns(c, w, p);
+      body(w, width - w < kLanes ? width - w : kLanes, first, last, p);
+    }
+  }
+
   static void forward(const Call& c, int64_t begin, int64_t end) {
     const T* x = static_cast<const T*>(c.x);
     T* y = static_cast<T*>(c.out);
+    Bits bits;
     if (!c.geometry.columns()) {
-      each_chunk(c, begin, end, [&](int64_t, int64_t at, int64_t n, const V* p, const Range<F>& r) {
-        forward_run(x + at, y + at, n, p, r);
+      each_chunk(c, begin, end, [&](int64_t t, int64_t at, int64_t n, const V* p, const Range<F>& r) {
+        double sums[kSums];
+        forward_run(x + at, y + at, bits.of(c, at, n), n, p, r, sums);
+        for (int i = 0; i < kForwardSums; ++i) static_cast<double*>(c.partial[i])[t] = sums[i];
       });
       return;
     }
     const Range<F> r = range(c);
     const int64_t width = c.geometry.width();
-    const int64_t last = end * kRowBlock < c.geometry.outer ? end * kRowBlock : c.geometry.outer;
-    for (int64_t row = begin * kRowBlock; row < last; ++row) {
-      V p[kVectors * kPrepared] = {};
-      int64_t w = 0;
-      for (; w + kLanes <= width; w += kLanes) {
-        load_columns(c, w, p);
-        forward_block<kPrepared>(x + row * width + w, y + row * width + w, p, r);
+    if constexpr (kForwardSums == 0) {  // row by row, as memory lies
+      const int64_t last = end * kRowBlock < c.geometry.outer ? end * kRowBlock : c.geometry.outer;
+      for (int64_t row = begin * kRowBlock; row < last; ++row) {
+        V p[kVectors * kPrepared] = {};
+        int64_t w = 0;
+        for (; w + kLanes <= width; w += kLanes) {
+          const int64_t at = row * width + w;
+          load_columns(c, w, p);
+          forward_block<kPrepared>(x + at, y + at, bits.of(c, at, kLanes), p, r, nullptr);
+        }
+        if (w < width) {
+          const int64_t at = row * width + w, n = width - w;
+          load_columns(c, w, p);
+          Tail(x + at, bits.of(c, at, n), n).template forward<kPrepared>(y + at, n, p, r, nullptr);
+        }
       }
-      if (w < width) {
-        Tail tail(x + row * width + w, width - w);
-        load_columns(c, w, p);
-        forward_block<kPrepared>(tail.x, tail.out, p, r);
-        std::memcpy(y + row * width + w, tail.out, (width - w) * sizeof(T));
-      }
+    } else {
+      for (int64_t t = begin; t < end; ++t)
+        each_block(c, t, [&](int64_t w, int64_t n, int64_t first, int64_t last, const V* p) {
+          D sums[kSums][kVectors] = {};
+          for (int64_t row = first; row < last; ++row) {
+            const int64_t at = row * width + w;
+            const uint32_t* words = bits.of(c, at, n);
+            if (n == kLanes)
+              forward_block<kPrepared>(x + at, y + at, words, p, r, sums);
+            else
+              Tail(x + at, words, n).template forward<kPrepared>(y + at, n, p, r, sums);
+          }
+          for (int i = 0; i < kForwardSums; ++i)
+            std::memcpy(static_cast<double*>(c.partial[i]) + t * width + w, sums[i], n * sizeof(double));
+        });
     }
   }
 
@@ -176,70 +269,115 @@ struct Elementwise {
     const T* x = static_cast<const T*>(c.x);
     const T* g = static_cast<const T*>(c.g);
     T* dx = static_cast<T*>(c.out);
+    Bits bits;
     if (!c.geometry.columns()) {
       each_chunk(c, begin, end, [&](int64_t t, int64_t at, int64_t n, const V* p, const Range<F>& r) {
-        F sums[kSums];
-        backward_run(x + at, g + at, dx + at, n, p, r, sums);
+        F sums[kTerms];
+        backward_run(x + at, g + at, dx + at, bits.of(c, at, n), n, p, r, sums);
         for (int i = 0; i < kGradients; ++i) static_cast<F*>(c.partial[i])[t] = sums[i];
       });
       return;
     }
     const Range<F> r = range(c);
     const int64_t width = c.geometry.width();
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t first = t * kRowBlock;
-      const int64_t last = first + kRowBlock < c.geometry.outer ? first + kRowBlock : c.geometry.outer;
-      for (int64_t w = 0; w < width; w += kLanes) {
-        V p[kVectors * kPrepared] = {};
-        load_columns(c, w, p);
-        V sums[kSums][kVectors] = {};
-        const int64_t n = width - w;
-        if (n >= kLanes) {
+    for (int64_t t = begin; t < end; ++t)
+      each_block(c, t, [&](int64_t w, int64_t n, int64_t first, int64_t last, const V* p) {
+        V sums[kTerms][kVectors] = {};
+        if (n == kLanes) {
           for (int64_t row = first; row < last; ++row) {
             const int64_t at = row * width + w;
-            backward_block<kPrepared>(x + at, g + at, dx + at, p, r, sums);
+            backward_block<kPrepared>(x + at, g + at, dx + at, bits.of(c, at, n), p, r, sums);
           }
         } else {
           for (int64_t row = first; row < last; ++row) {
             const int64_t at = row * width + w;
-            Tail tail(x + at, n);
-            std::memcpy(tail.g, g + at, n * sizeof(T));
-            backward_block<kPrepared>(tail.x, tail.g, tail.out, p, r, sums);
-            std::memcpy(dx + at, tail.out, n * sizeof(T));
+            Tail(x + at, bits.of(c, at, n), n).template backward<kPrepared>(g + at, dx + at, n, p, r, sums);
           }
         }
         for (int i = 0; i < kGradients; ++i)
-          std::memcpy(static_cast<F*>(c.partial[i]) + t * width + w, sums[i], (n < kLanes ? n : kLanes) * sizeof(F));
+          std::memcpy(static_cast<F*>(c.partial[i]) + t * width + w, sums[i], n * sizeof(F));
+      });
+  }
+
+  // The partial sums of a channel are `run` at a time side by side: kFinishLanes sums in order, and a tree over them.
+  template <class P>
+  static double add_up(const P* partial, const Sums& where, int64_t channel) {
+    const int64_t lanes = where.count < kFinishLanes ? where.count : kFinishLanes;
+    double lane[kFinishLanes];
+    for (int64_t j = 0; j < lanes; ++j) lane[j] = 0;
+    int64_t next = 0;
+    for (int64_t o = 0; o < where.count / where.run; ++o)
+      for (int64_t k = 0; k < where.run; ++k) {
+        lane[next] += partial[(o * where.channels + channel) * where.run + k];
+        if (++next == kFinishLanes) next = 0;
+      }
+    for (int64_t half = kFinishLanes / 2; half > 0; half /= 2)
+      for (int64_t j = 0; j < half && j + half < lanes; ++j) lane[j] += lane[j + half];
+    return lane[0];
+  }
+
+  static void finish(const Call& c, int64_t begin, int64_t end) {
+    for (int i = 0; i < kGradients; ++i) {
+      const Sums where(c.geometry, c.shared[i]);
+      for (int64_t channel = begin; channel < (end < where.channels ? end : where.channels); ++channel) {
+        F values[M::kParameters];
+        parameters(c, channel, values);
+        const F sum = F(add_up(static_cast<const F*>(c.partial[i]), where, channel));
+        static_cast<F*>(c.gradient[i])[channel] = M::finish(i, sum, values, F(c.scale[i]));
       }
     }
   }
 
-  // The partial sums of a channel are `run` at a time side by side: kFinishLanes sums in order, and a tree over them.
-  static void finish(const Call& c, int64_t begin, int64_t end) {
-    const Geometry& geometry = c.geometry;
-    const int64_t run = geometry.columns() ? geometry.inner : geometry.chunks();
-    const int64_t runs = geometry.columns() ? geometry.tasks() : geometry.outer;
-    const int64_t lanes = runs * run < kFinishLanes ? runs * run : kFinishLanes;
-    for (int i = 0; i < kGradients; ++i) {
-      const F* partial = static_cast<const F*>(c.partial[i]);
-      for (int64_t channel = begin; channel < end; ++channel) {
-        double lane[kFinishLanes];
-        for (int64_t j = 0; j < lanes; ++j) lane[j] = 0;
-        int64_t next = 0;
-        for (int64_t o = 0; o < runs; ++o)
-          for (int64_t k = 0; k < run; ++k) {
-            lane[next] += partial[(o * geometry.channels + channel) * run + k];
-            if (++next == kFinishLanes) next = 0;
-          }
-        for (int64_t half = kFinishLanes / 2; half > 0; half /= 2)
-          for (int64_t j = 0; j < half && j + half < lanes; ++j) lane[j] += lane[j + half];
-        F values[M::kParameters];
-        parameters(c, channel, values);
-        static_cast<F*>(c.gradient[i])[channel] = M::finish(i, F(lane[0]), values, F(c.scale[i]));
-      }
+  static void sums(const Call& c, int64_t begin, int64_t end) {
+    const Sums where(c.geometry, false);
+    for (int i = 0; i < kForwardSums; ++i)
+      for (int64_t channel = begin; channel < end; ++channel)
+        c.sums[i][channel] = add_up(static_cast<const double*>(c.partial[i]), where, channel);
+  }
+};
+
+// One method's loops, by storage type.
+template <class M>
+struct LoopsOf {
+  template <class Body>
+  static void each_dtype(const Call& c, Body body) {
+    switch (c.dtype) {
+      case DType::f32: return body(Elementwise<M, Float32>());
+      case DType::bf16: return body(Elementwise<M, BFloat16>());
+      case DType::f16: return body(Elementwise<M, Float16>());
+      case DType::f64: return body(Elementwise<M, Float64>());
     }
+  }
+  static void prepare(const Call& c) {
+    each_dtype(c, [&](auto loops) { decltype(loops)::prepare(c); });
+  }
+  static void forward(const Call& c, int64_t begin, int64_t end) {
+    each_dtype(c, [&](auto loops) { decltype(loops)::forward(c, begin, end); });
+  }
+  static void backward(const Call& c, int64_t begin, int64_t end) {
+    each_dtype(c, [&](auto loops) { decltype(loops)::backward(c, begin, end); });
+  }
+  static void finish(const Call& c, int64_t begin, int64_t end) {
+    each_dtype(c, [&](auto loops) { decltype(loops)::finish(c, begin, end); });
+  }
+  static void sums(const Call& c, int64_t begin, int64_t end) {
+    each_dtype(c, [&](auto loops) { decltype(loops)::sums(c, begin, end); });
   }
 };
 
 }  // namespace FASTQ_ISA
 }  // namespace fastq
+
+#define FASTQ_LOOPS_(name, ...)                                                             \
+  extern const Loops name##_loops;                                                          \
+  const Loops name##_loops = {LoopsOf<__VA_ARGS__>::prepare, LoopsOf<__VA_ARGS__>::forward, \
+                              LoopsOf<__VA_ARGS__>::backward, LoopsOf<__VA_ARGS__>::finish, \
+                              LoopsOf<__VA_ARGS__>::sums};
+
+// The loops of a list of methods (csrc/methods/list.h).
+#define FASTQ_CPU_LOOPS(list)  \
+  namespace fastq {            \
+  inline namespace FASTQ_ISA { \
+  list(FASTQ_LOOPS_)           \
+  }                            \
+  }

@@ -10,6 +10,7 @@
 #include <immintrin.h>
 #endif
 
+#include "../methods/functions.h"
 #include "../methods/numeric.h"
 
 #if defined(__AVX512F__)
@@ -25,7 +26,10 @@ inline namespace FASTQ_ISA {
 
 typedef float F32 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
 typedef double F64 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
+typedef int32_t I32 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
 typedef uint32_t U32 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
+typedef uint64_t U64 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
+typedef uint32_t U32Half __attribute__((vector_size(FASTQ_VECTOR_BYTES / 2)));
 typedef uint16_t U16 __attribute__((vector_size(FASTQ_VECTOR_BYTES / 2)));
 
 template <>
@@ -52,6 +56,17 @@ struct Fused<F64> {
   FASTQ_HD static F64 of(F64 x, F64 y, F64 z) { return x * y + z; }
 };
 
+template <>
+struct Wide<F32> {
+  using type = D32;
+  FASTQ_HD static D32 of(F32 v) { return __builtin_convertvector(v, D32); }
+};
+template <>
+struct Wide<F64> {
+  using type = F64;
+  FASTQ_HD static F64 of(F64 v) { return v; }
+};
+
 template <class V, class T>
 FASTQ_HD V load_bits(const T* p) {
   V v;
@@ -62,6 +77,29 @@ template <class V, class T>
 FASTQ_HD void store_bits(T* p, V v) {
   std::memcpy(p, &v, sizeof(V));
 }
+
+template <>
+struct Integers<F32> {
+  using type = I32;
+  FASTQ_HD static I32 bits(F32 v) { return I32(v); }
+  FASTQ_HD static F32 from_bits(I32 i) { return F32(i); }
+  FASTQ_HD static I32 truncate(F32 v) { return __builtin_convertvector(v, I32); }
+  FASTQ_HD static F32 value(I32 i) { return __builtin_convertvector(i, F32); }
+};
+
+// A word for each lane of V, in unsigned integers of its width.
+template <class V>
+struct Words;
+template <>
+struct Words<F32> {
+  using type = U32;
+  FASTQ_HD static U32 load(const uint32_t* p) { return load_bits<U32>(p); }
+};
+template <>
+struct Words<F64> {
+  using type = U64;
+  FASTQ_HD static U64 load(const uint32_t* p) { return __builtin_convertvector(load_bits<U32Half>(p), U64); }
+};
 
 // Storage types: the arithmetic type F, its vector V, and how to get there and back (round half to even, NaN stays
 // NaN).

@@ -14,7 +14,10 @@
 // What outlives a phase is in shared memory. tests/cuda/ runs the same phases as loops on a machine without a GPU.
 #pragma once
 
+#include <type_traits>
+
 #include "../cpu/call.h"
+#include "../methods/philox.h"
 #include "storage.cuh"
 
 namespace fastq {
@@ -40,8 +43,11 @@ struct Work {
   const void* x;
   const void* g;
   void* out;
+  const int32_t* words;
+  const int64_t* seed;
   const void* parameter[kMaxParameters];
-  void* partial[kMaxParameters];
+  bool shared[kMaxParameters];
+  void* partial[kMaxSums];
   Range<F> range;
 };
 
@@ -93,13 +99,14 @@ struct Tile {
   using F = typename S::F;
   using Job = Work<F>;
   static constexpr int kPrepared = M::kPrepared;
-  static constexpr int kSums = kBackward ? M::kGradients : 0;
+  static constexpr int kSums = kBackward ? M::kGradients : M::kForwardSums;
+  using A = std::conditional_t<kBackward, F, double>;  // of the sums
   static constexpr int kSome = kSums > 0 ? kSums : 1;  // arrays have no length 0
   static constexpr int kVector = Piece<T>::kSize;
   // Elements whose terms are in shared memory at once: a tile, or a part of it.
   static constexpr int kPart = [] {
     int part = kTile;
-    while (part * kSums * int(sizeof(F)) > kTermBytes) part /= 2;
+    while (part * kSums * int(sizeof(A)) > kTermBytes) part /= 2;
     return part;
   }();
   static constexpr int kPieces = kVector > 4 ? 2 : 4;       // of 16 bytes, for each thread
@@ -113,8 +120,8 @@ struct Tile {
   static_assert(kThreads >= kLanes && kThreads <= 1024);
 
   struct Shared {
-    F term[kSome][kSums > 0 ? kPart : 1];
-    F lane[kSome][kLanes];          // what the lanes have from the parts so far
+    A term[kSome][kSums > 0 ? kPart : 1];
+    A lane[kSome][kLanes];          // what the lanes have from the parts so far
     F prepared[kPrepared][kTable];  // values of each row or column
   };
 
@@ -123,10 +130,14 @@ struct Tile {
     return int(geometry.inner >= kPart ? 1 : smaller(kPart / geometry.inner, kMaxRows));
   }
   static Job job(const Call& c) {
-    Job job = {c.geometry, tile_rows(c.geometry), c.x, c.g, c.out, {}, {}, {}};
-    for (int i = 0; i < M::kParameters; ++i) job.parameter[i] = c.parameter[i];
+    Job job = {c.geometry, tile_rows(c.geometry), c.x, c.g, c.out, c.words, c.seed, {}, {}, {}, {}};
+    for (int i = 0; i < M::kParameters; ++i) {
+      job.parameter[i] = c.parameter[i];
+      job.shared[i] = c.shared[i];
+    }
     for (int i = 0; i < kSums; ++i) job.partial[i] = c.partial[i];
-    job.range = {F(c.qmin), F(c.qmax), F(c.lower), F(c.upper), F(c.eps)};
+    job.range = {F(c.qmin), F(c.qmax), F(c.lower), F(c.upper), F(c.eps), {}};
+    for (int i = 0; i < kMaxConstants; ++i) job.range.constant[i] = F(c.constant[i]);
     return job;
   }
   static bool serves(const Geometry& geometry) {
@@ -177,7 +188,8 @@ struct Tile {
   FASTQ_HD static void prepare(const Job& job, int64_t channel, F* values) {
     F parameter[M::kParameters];
 #pragma unroll
-    for (int i = 0; i < M::kParameters; ++i) parameter[i] = static_cast<const F*>(job.parameter[i])[channel];
+    for (int i = 0; i < M::kParameters; ++i)
+      parameter[i] = static_cast<const F*>(job.parameter[i])[job.shared[i] ? 0 : channel];
     M::prepare(parameter, job.range, values);
   }
 
@@ -255,7 +267,31 @@ struct Tile {
     return loaded;
   }
 
-  FASTQ_HD T element(const Job& job, Shared& shared, int part, int position, T x, T g, F* values) const {
+  // Random words of the four elements that share a counter, kept while neighbours ask for them.
+  struct Bits {
+    int64_t counter = -1;
+    uint32_t computed[4];
+
+    FASTQ_HD uint32_t of(const Job& job, int64_t offset, bool exists) {
+      if constexpr (M::kWord == Word::memory) return exists ? uint32_t(job.words[offset]) : 0u;
+      if constexpr (M::kWord == Word::noise) {
+        if (offset / 4 != counter) {
+          counter = offset / 4;
+          philox(uint64_t(counter), uint64_t(*job.seed), computed);
+        }
+        const int k = int(offset % 4);
+        return k < 2 ? (k == 0 ? computed[0] : computed[1]) : (k == 2 ? computed[2] : computed[3]);
+      }
+      return 0u;
+    }
+  };
+
+  FASTQ_HD T element(const Job& job, Shared& shared, Bits& bits, int part, int position, T x, T g, F* values) const {
+    uint32_t word = 0;
+    if constexpr (M::kWord != Word::none) {
+      const Place p = place(position);
+      word = bits.of(job, p.offset, p.exists);
+    }
     if constexpr (kWalk != Walk::chunks) {
       const Place p = place(position);
       const int entry = kWalk == Walk::columns ? p.column : p.exists ? p.row : 0;
@@ -264,12 +300,16 @@ struct Tile {
     }
     if constexpr (kBackward) {
       F terms[kSome];
-      const F dx = M::template backward<F, F>(S::load(x), S::load(g), values, job.range, terms);
+      const F dx = apply_backward<M>(S::load(x), S::load(g), word, values, job.range, terms);
 #pragma unroll
       for (int i = 0; i < kSums; ++i) shared.term[i][position - part] = terms[i];
       return S::store(dx);
     } else {
-      return S::store(M::template forward<F, F>(S::load(x), values, job.range));
+      double sums[kSome];
+      const F y = apply_forward<M>(S::load(x), word, values, job.range, sums);
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) shared.term[i][position - part] = sums[i];
+      return S::store(y);
     }
   }
 
@@ -278,19 +318,20 @@ struct Tile {
   FASTQ_HD void compute(const Job& job, Shared& shared, int part, int thread, int piece, const Piece<T>& x,
                         const Piece<T>& g, F* values) const {
     T* to = static_cast<T*>(job.out);
+    Bits bits;
     if constexpr (kVectors) {
       const int position = position_of<true>(part, thread, piece, 0);
       if (!whole<true>(position)) return;
       Piece<T> out;
 #pragma unroll
       for (int e = 0; e < kVector; ++e)
-        out.element[e] = element(job, shared, part, position + e, x.element[e], g.element[e], values);
+        out.element[e] = element(job, shared, bits, part, position + e, x.element[e], g.element[e], values);
       store_piece(to + place(position).offset, out);
     } else {
 #pragma unroll
       for (int e = 0; e < kBatch; ++e) {
         const int position = position_of<false>(part, thread, piece, e);
-        const T out = element(job, shared, part, position, x.element[e], g.element[e], values);
+        const T out = element(job, shared, bits, part, position, x.element[e], g.element[e], values);
         const Place p = place(position);
         if (p.exists) to[p.offset] = out;
       }
@@ -305,7 +346,8 @@ struct Tile {
       const T x = load_element(static_cast<const T*>(job.x) + offset);
       T g = {};
       if constexpr (kBackward) g = load_element(static_cast<const T*>(job.g) + offset);
-      static_cast<T*>(job.out)[offset] = element(job, shared, part, position, x, g, values);
+      Bits bits;
+      static_cast<T*>(job.out)[offset] = element(job, shared, bits, part, position, x, g, values);
     }
   }
 
@@ -353,8 +395,8 @@ struct Tile {
       for (int i = 0; i < kSums; ++i)
         for (int row = team; row < rows; row += teams)
           if (lane < length) {
-            F* term = shared.term[i] + row * length;
-            F sum = 0;
+            A* term = shared.term[i] + row * length;
+            A sum = 0;
             for (int j = lane; j < length; j += int(kLanes)) sum += term[j];
             term[lane] = sum;
           }
@@ -363,7 +405,7 @@ struct Tile {
       const int end = kWalk == Walk::columns ? rows * int(kLanes) : length;
       const int last = end - part < kPart ? end - part : kPart;
       for (int i = team; i < kSums; i += teams) {
-        F sum = part == 0 ? F(0) : shared.lane[i][lane];
+        A sum = part == 0 ? A(0) : shared.lane[i][lane];
 #pragma unroll 8
         for (int j = lane; j < last; j += int(kLanes)) sum += shared.term[i][j];
         shared.lane[i][lane] = sum;
@@ -378,7 +420,7 @@ struct Tile {
 #pragma unroll
       for (int i = 0; i < kSums; ++i) {
         if constexpr (kWalk == Walk::rows) {
-          F* term = shared.term[i] + row * length;
+          A* term = shared.term[i] + row * length;
           if (j + half < length) term[j] += term[j + half];
         } else {
           shared.lane[i][j] += shared.lane[i][j + half];
@@ -390,7 +432,7 @@ struct Tile {
   FASTQ_HD void write_sums(const Job& job, Shared& shared, int64_t index, int thread) const {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
-      F* partial = static_cast<F*>(job.partial[i]);
+      A* partial = static_cast<A*>(job.partial[i]);
       if constexpr (kWalk == Walk::chunks) {
         if (thread == 0) partial[index] = shared.lane[i][0];
       } else if constexpr (kWalk == Walk::rows) {
@@ -425,11 +467,12 @@ struct Tile {
   }
 };
 
-// Partial sums to gradients: kFinishLanes sums side by side in fp64 (lane = number of the partial sum % kFinishLanes),
-// each in order, and a tree over them, as on the CPU. Where a parameter has fewer partial sums, fewer lanes of a block
-// serve it and the block serves more parameters.
-template <class M, class F>
+// Partial sums to gradients, or of the forward pass to sums: kFinishLanes side by side in fp64 (lane = number of the
+// partial sum % kFinishLanes), each in order, and a tree over them, as on the CPU. Where a parameter has fewer partial
+// sums, fewer lanes of a block serve it and the block serves more parameters.
+template <class M, class F, bool kBackward>
 struct Finish {
+  using A = std::conditional_t<kBackward, F, double>;
   static constexpr int kThreads = int(kFinishLanes);
   static constexpr int kBlocksPerSM = 4;
 
@@ -438,49 +481,49 @@ struct Finish {
   };
 
   struct Job {
-    Geometry geometry;
+    Sums sums;
     int lanes;
-    int gradient;
+    int number;
     const void* parameter[kMaxParameters];
+    bool shared[kMaxParameters];
     const void* partial;
     void* out;
     F scale;
   };
-  static Job job(const Call& c, int gradient) {
-    Job job = {c.geometry,           lanes(c.geometry),   gradient, {}, c.partial[gradient],
-               c.gradient[gradient], F(c.scale[gradient])};
-    for (int i = 0; i < M::kParameters; ++i) job.parameter[i] = c.parameter[i];
+  static Job job(const Call& c, int number) {
+    const Sums sums(c.geometry, kBackward && c.shared[number]);
+    Job job = {sums, lanes(sums), number, {}, {}, c.partial[number], nullptr, F(1)};
+    job.out = kBackward ? c.gradient[number] : c.sums[number];
+    if (kBackward) job.scale = F(c.scale[number]);
+    for (int i = 0; i < M::kParameters; ++i) {
+      job.parameter[i] = c.parameter[i];
+      job.shared[i] = c.shared[i];
+    }
     return job;
   }
 
-  // Partial sums of one parameter.
-  FASTQ_HD static int64_t count(const Geometry& geometry) {
-    return geometry.columns() ? geometry.tasks() * geometry.inner : geometry.outer * geometry.chunks();
-  }
-  static int lanes(const Geometry& geometry) {
+  static int lanes(const Sums& sums) {
     int lanes = 1;
-    while (lanes < kThreads && lanes < count(geometry)) lanes *= 2;
+    while (lanes < kThreads && lanes < sums.count) lanes *= 2;
     return lanes;
   }
-  static int64_t blocks(const Geometry& geometry) {
-    const int64_t each = kThreads / lanes(geometry);
-    return (geometry.channels + each - 1) / each;
+  static int64_t blocks(const Job& job) {
+    const int64_t each = kThreads / job.lanes;
+    return (job.sums.channels + each - 1) / each;
   }
 
   template <class Team>
   FASTQ_HD static void run(const Team& team, const Job& job, Shared& shared, int64_t index) {
-    const Geometry& geometry = job.geometry;
     const int lanes = job.lanes;
     const int64_t first = index * (kThreads / lanes);
     team.each([&](int thread) {
-      const int64_t channel = first + thread / lanes, n = count(geometry);
+      const int64_t channel = first + thread / lanes;
       double sum = 0;
-      if (channel < geometry.channels) {
-        const F* partial = static_cast<const F*>(job.partial);
-        const int64_t run = geometry.columns() ? geometry.inner : geometry.chunks();
+      if (channel < job.sums.channels) {
+        const A* partial = static_cast<const A*>(job.partial);
 #pragma unroll 4
-        for (int64_t i = thread % lanes; i < n; i += lanes)
-          sum += double(partial[(i / run * geometry.channels + channel) * run + i % run]);
+        for (int64_t i = thread % lanes; i < job.sums.count; i += lanes)
+          sum += double(partial[job.sums.at(i, channel)]);
       }
       shared.sum[thread] = sum;
     });
@@ -490,11 +533,16 @@ struct Finish {
       });
     team.each([&](int thread) {
       const int64_t channel = first + thread / lanes;
-      if (thread % lanes != 0 || channel >= geometry.channels) return;
-      F parameter[M::kParameters];
+      if (thread % lanes != 0 || channel >= job.sums.channels) return;
+      if constexpr (kBackward) {
+        F parameter[M::kParameters];
 #pragma unroll
-      for (int i = 0; i < M::kParameters; ++i) parameter[i] = static_cast<const F*>(job.parameter[i])[channel];
-      static_cast<F*>(job.out)[channel] = M::finish(job.gradient, F(shared.sum[thread]), parameter, job.scale);
+        for (int i = 0; i < M::kParameters; ++i)
+          parameter[i] = static_cast<const F*>(job.parameter[i])[job.shared[i] ? 0 : channel];
+        static_cast<F*>(job.out)[channel] = M::finish(job.number, F(shared.sum[thread]), parameter, job.scale);
+      } else {
+        static_cast<double*>(job.out)[channel] = shared.sum[thread];
+      }
     });
   }
 };

@@ -12,6 +12,15 @@ struct Status {
   int line;
 };
 
+// One method's.
+struct Launchers {
+  Status (*forward)(const Call&, void* stream);
+  Status (*backward)(const Call&, void* stream);
+};
+#define FASTQ_DECLARE_LAUNCHERS(name, ...) extern const Launchers name##_launchers;
+FASTQ_METHODS(FASTQ_DECLARE_LAUNCHERS)
+#undef FASTQ_DECLARE_LAUNCHERS
+
 // `stream` is a cudaStream_t of the current device, where the Call's pointers are. Both return before the work is done.
 Status forward(const Call&, void* stream);
 Status backward(const Call&, void* stream);

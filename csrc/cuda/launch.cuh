@@ -1,4 +1,4 @@
-// The one way to start a kernel, and the list of methods.
+// The one way to start a kernel, and a method's launchers.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -7,18 +7,10 @@
 #include <memory>
 #endif
 
-#include "../methods/affine.h"
-#include "../methods/lsq.h"
 #include "elementwise.cuh"
 #include "kernels.h"
 
 namespace fastq::cuda {
-
-// Of one storage type, defined in its own file.
-template <class S>
-Status forward(const Call&, void* stream);
-template <class S>
-Status backward(const Call&, void* stream);
 
 #if defined(__CUDACC__)
 
@@ -86,40 +78,42 @@ Status launch_tiles(const Call& c, void* stream) {
   return FASTQ_LAUNCH(Chunks, Chunks::job(c), Chunks::tiles(geometry), stream);
 }
 
-// One method's kernels for one storage type.
-template <class M, class S>
-struct Launcher {
-  static Status forward(const Call& c, void* stream) { return launch_tiles<M, S, false>(c, stream); }
-  static Status backward(const Call& c, void* stream) {
-    Status status = launch_tiles<M, S, true>(c, stream);
-    using Gradient = Finish<M, typename S::F>;
-    for (int i = 0; i < M::kGradients && status.error == nullptr; ++i)
-      status = FASTQ_LAUNCH(Gradient, Gradient::job(c, i), Gradient::blocks(c.geometry), stream);
+// One method's kernels, by storage type.
+template <class M>
+struct LaunchersOf {
+  template <class S, bool kBackward>
+  static Status run(const Call& c, void* stream) {
+    Status status = launch_tiles<M, S, kBackward>(c, stream);
+    using Total = Finish<M, typename S::F, kBackward>;
+    for (int i = 0; i < (kBackward ? M::kGradients : M::kForwardSums) && status.error == nullptr; ++i) {
+      const typename Total::Job job = Total::job(c, i);
+      status = FASTQ_LAUNCH(Total, job, Total::blocks(job), stream);
+    }
     return status;
   }
+
+  template <bool kBackward>
+  static Status each_dtype(const Call& c, void* stream) {
+    switch (c.dtype) {
+      case DType::f32: return run<Float32Storage, kBackward>(c, stream);
+      case DType::bf16: return run<BFloat16Storage, kBackward>(c, stream);
+      case DType::f16: return run<Float16Storage, kBackward>(c, stream);
+      case DType::f64: return run<Float64Storage, kBackward>(c, stream);
+    }
+    return {"unknown storage type", __FILE__, __LINE__};
+  }
+
+  static Status forward(const Call& c, void* stream) { return each_dtype<false>(c, stream); }
+  static Status backward(const Call& c, void* stream) { return each_dtype<true>(c, stream); }
 };
 
-// A new method is one line here. Each storage type is a .cu file of its own, so that they compile side by side.
-template <class S, class Body>
-Status each_method(const Call& c, const Body& body) {
-  switch (c.method) {
-    case Method::lsq: return body(Launcher<LSQ<false>, S>());
-    case Method::lsq_offset: return body(Launcher<LSQ<true>, S>());
-    case Method::affine: return body(Launcher<Affine<Learns::nothing>, S>());
-    case Method::affine_per_tensor: return body(Launcher<Affine<Learns::per_tensor>, S>());
-    case Method::affine_per_channel: return body(Launcher<Affine<Learns::per_channel>, S>());
-    default: return {"this method has no CUDA kernels", __FILE__, __LINE__};
-  }
-}
-
-#define FASTQ_STORAGE(S)                                                                              \
-  template <>                                                                                         \
-  Status forward<S>(const Call& c, void* stream) {                                                    \
-    return each_method<S>(c, [&](auto launcher) { return decltype(launcher)::forward(c, stream); });  \
-  }                                                                                                   \
-  template <>                                                                                         \
-  Status backward<S>(const Call& c, void* stream) {                                                   \
-    return each_method<S>(c, [&](auto launcher) { return decltype(launcher)::backward(c, stream); }); \
-  }
-
 }  // namespace fastq::cuda
+
+#define FASTQ_LAUNCHERS_(name, ...) \
+  const Launchers name##_launchers = {LaunchersOf<__VA_ARGS__>::forward, LaunchersOf<__VA_ARGS__>::backward};
+
+// The launchers of a list of methods (csrc/methods/list.h).
+#define FASTQ_CUDA_LAUNCHERS(list) \
+  namespace fastq::cuda {          \
+  list(FASTQ_LAUNCHERS_)           \
+  }

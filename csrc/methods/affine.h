@@ -18,7 +18,7 @@ inline namespace FASTQ_ISA {
 enum class Learns { nothing, per_tensor, per_channel };
 
 template <Learns kLearns>
-struct Affine {
+struct Affine : Quantizer {
   static constexpr bool kLearnable = kLearns != Learns::nothing;
   static constexpr int kParameters = 2;                  // scale, zero_point
   static constexpr int kPrepared = kLearnable ? 4 : 3;   // scale, z forward, 1 / scale, z backward

@@ -16,7 +16,7 @@ namespace fastq {
 inline namespace FASTQ_ISA {
 
 template <bool kOffset>
-struct LSQ {
+struct LSQ : Quantizer {
   static constexpr int kParameters = kOffset ? 2 : 1;  // step, offset
   static constexpr int kPrepared = kParameters;        // s, offset
   static constexpr int kGradients = kParameters;       // dstep, doffset

@@ -19,11 +19,24 @@
 namespace fastq {
 inline namespace FASTQ_ISA {
 
+constexpr int kMaxConstants = 4;
+
 // What is the same for all elements of a call. The gradient passes exactly where lower < v < upper: one strict
-// comparison serves the three boundary conventions (see mask_bounds).
+// comparison serves the three boundary conventions (see mask_bounds). The constants are a method's own numbers.
 template <class F>
 struct Range {
   F qmin, qmax, lower, upper, eps;
+  F constant[kMaxConstants];
+};
+
+// 32 bits that an element may bring beside x: none; random ones, computed from its logical index (philox.h); or read
+// from an array of int32 in the layout of x.
+enum class Word { none, noise, memory };
+
+// What a method is unless it says otherwise.
+struct Quantizer {
+  static constexpr Word kWord = Word::none;
+  static constexpr int kForwardSums = 0;  // sums that the forward pass makes, per channel and in fp64
 };
 
 // A select, never a product with the mask: inf * 0 is NaN. For vectors the mask is one of integers, lane by lane.
@@ -73,6 +86,38 @@ template <class V>
 struct Fused {
   FASTQ_HD static V of(V x, V y, V z) { return V(double(x) * double(y) + double(z)); }
 };
+
+// The arithmetic of sums that must not cancel: fp64, lane by lane.
+template <class V>
+struct Wide {
+  using type = double;
+  FASTQ_HD static double of(V v) { return v; }
+};
+
+// A method's formula with the arguments that it takes: forward(x, [word,] p, r[, sums]), backward(x, g, [word,] p, r,
+// terms). Unused ones cost nothing.
+template <class M, class V, class W, class F>
+FASTQ_HD V apply_forward(V x, W word, const V* p, const Range<F>& r, typename Wide<V>::type* sums) {
+  if constexpr (M::kWord == Word::none) {
+    if constexpr (M::kForwardSums == 0)
+      return M::template forward<V, F>(x, p, r);
+    else
+      return M::template forward<V, F>(x, p, r, sums);
+  } else {
+    if constexpr (M::kForwardSums == 0)
+      return M::template forward<V, W, F>(x, word, p, r);
+    else
+      return M::template forward<V, W, F>(x, word, p, r, sums);
+  }
+}
+template <class M, class V, class W, class F>
+FASTQ_HD V apply_backward(V x, V g, W word, const V* p, const Range<F>& r, V* terms) {
+  if constexpr (M::kWord == Word::none) {
+    return M::template backward<V, F>(x, g, p, r, terms);
+  } else {
+    return M::template backward<V, W, F>(x, g, word, p, r, terms);
+  }
+}
 
 // NaN where v is NaN, else 0.
 template <class V, class F>

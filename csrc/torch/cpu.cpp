@@ -8,11 +8,11 @@ namespace {
 // Below this many elements a second thread costs more than it brings.
 constexpr int64_t kGrain = 32768;
 
-const Kernels& loops() {
+const Loops& loops(const Call& c) {
   const char* error = nullptr;
   const Kernels* k = kernels(&error);
   STD_TORCH_CHECK(k != nullptr, "fastq: ", error);
-  return *k;
+  return *k->loops[int(c.method)];
 }
 
 template <class Body>
@@ -22,20 +22,27 @@ void over_tasks(const Geometry& geometry, const Body& body) {
   torch::stable::parallel_for(0, tasks, kGrain / geometry.task_elements() + 1, body);
 }
 
+// Each channel has `sums` partial sums to add.
+template <class Body>
+void over_channels(const Geometry& geometry, const Body& body) {
+  const int64_t sums = geometry.partials() / geometry.channels + 1;
+  if (geometry.partials() <= kGrain) return body(0, geometry.channels);
+  torch::stable::parallel_for(0, geometry.channels, kGrain / sums + 1, body);
+}
+
 void forward(Call& c, const Tensor&) {
-  const Kernels& k = loops();
+  const Loops& k = loops(c);
   if (c.geometry.columns()) k.prepare(c);
   over_tasks(c.geometry, [&](int64_t begin, int64_t end) { k.forward(c, begin, end); });
+  if (c.forward_sums == 0) return;
+  over_channels(c.geometry, [&](int64_t begin, int64_t end) { k.sums(c, begin, end); });
 }
 
 void backward(Call& c, const Tensor&) {
-  const Kernels& k = loops();
+  const Loops& k = loops(c);
   if (c.geometry.columns()) k.prepare(c);
   over_tasks(c.geometry, [&](int64_t begin, int64_t end) { k.backward(c, begin, end); });
-  const int64_t sums = c.geometry.partials() / c.geometry.channels + 1;  // per channel
-  if (c.geometry.partials() <= kGrain) return k.finish(c, 0, c.geometry.channels);
-  torch::stable::parallel_for(0, c.geometry.channels, kGrain / sums + 1,
-                              [&](int64_t begin, int64_t end) { k.finish(c, begin, end); });
+  over_channels(c.geometry, [&](int64_t begin, int64_t end) { k.finish(c, begin, end); });
 }
 
 }  // namespace

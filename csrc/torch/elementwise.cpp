@@ -63,9 +63,9 @@ bool same_layout(const Tensor& a, const Tensor& b) {
 
 // Straight from the allocator. A call through the dispatcher by name, as torch::stable::empty_like makes it, costs more
 // than to quantize a thousand elements.
-Tensor allocate(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides) {
-  int32_t dtype = 0, device_type = 0, device_index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+Tensor allocate(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype = -1) {
+  int32_t device_type = 0, device_index = 0;
+  if (dtype < 0) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle = nullptr;
@@ -89,11 +89,12 @@ Tensor allocate_contiguous_like(const Tensor& t) {
   return allocate(t, t.dim(), t.sizes().data(), strides.data());
 }
 
-// Places for `count` arrays of `elements` each, in one workspace of the parameters' dtype.
-Tensor workspace(const Tensor& like, DType dtype, int count, int64_t elements, void** places) {
-  Tensor t = fastq::workspace(like, count * elements);
+// Places for `count` arrays of `elements` each, in one workspace of the parameters' dtype, or of fp64.
+Tensor workspace(const Tensor& like, bool f64, int count, int64_t elements, void** places) {
+  const int64_t sizes = count * elements, stride = 1;
+  Tensor t = allocate(like, 1, &sizes, &stride, f64 ? aoti_torch_dtype_float64() : -1);
   char* start = static_cast<char*>(t.mutable_data_ptr());
-  const int64_t bytes = elements * (dtype == DType::f64 ? 8 : 4);
+  const int64_t bytes = elements * (f64 ? 8 : 4);
   for (int i = 0; i < count; ++i) places[i] = start + i * bytes;
   return t;
 }
@@ -161,12 +162,13 @@ void check_arguments(const Arguments& a, const Tensor& x) {
               "group_size=", a.group_size, " must divide the last axis of x, got shape ", shape_of(x));
 }
 
-void check_parameter(const Arguments& a, const char* name, const Tensor& parameter, const Tensor& x) {
+void check_parameter(const Arguments& a, int i, const Tensor& parameter, const Tensor& x) {
+  const char* name = a.names[i];
   const ScalarType type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   FASTQ_CHECK(parameter.scalar_type() == type, name, " must be float32 (float64 for float64 x), got ",
               parameter.scalar_type());
   FASTQ_CHECK(parameter.device() == x.device(), name, " must be on the device of x");
-  if (a.axis < 0 && a.group_size == 0) {
+  if (a.shared[i] || (a.axis < 0 && a.group_size == 0)) {
     FASTQ_CHECK(parameter.numel() == 1, name, " must have one element per tensor, got shape ", shape_of(parameter));
     return;
   }
@@ -188,11 +190,29 @@ void check_gradient(const Arguments& a, const Tensor& grad, const Tensor& x) {
               "grad must have the shape of x, ", shape_of(x), ", got ", shape_of(grad));
 }
 
+void check_word(const Arguments& a, const Tensor& x) {
+  FASTQ_CHECK(a.word != Word::memory || a.words, "it needs the words that are read beside x");
+  FASTQ_CHECK(a.word != Word::noise || a.seed, "it needs a seed");
+  if (a.words) {
+    FASTQ_CHECK(a.words->scalar_type() == ScalarType::Int, "words must be int32, got ", a.words->scalar_type());
+    FASTQ_CHECK(a.words->device() == x.device(), "words must be on the device of x");
+    const auto sizes = a.words->sizes();
+    FASTQ_CHECK(std::equal(sizes.begin(), sizes.end(), x.sizes().begin(), x.sizes().end()),
+                "words must have the shape of x, ", shape_of(x), ", got ", shape_of(*a.words));
+  }
+  if (a.seed) {
+    FASTQ_CHECK(a.seed->scalar_type() == ScalarType::Long, "seed must be int64, got ", a.seed->scalar_type());
+    FASTQ_CHECK(a.seed->device() == x.device(), "seed must be on the device of x");
+    FASTQ_CHECK(a.seed->numel() == 1, "seed must have one element, got shape ", shape_of(*a.seed));
+  }
+}
+
 Prepared prepare(const Runner& runner, const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
   refuse_gradients(a, x);
   for (const Tensor& parameter : parameters) refuse_gradients(a, parameter);
   check_arguments(a, x);
-  Prepared p{x};
+  check_word(a, x);
+  Prepared p{x, {}, {}, {}};
   Call& c = p.call;
   c.method = a.method;
   c.dtype = storage_type(a, x);
@@ -201,12 +221,19 @@ Prepared prepare(const Runner& runner, const Arguments& a, const Tensor& x, cons
   c.qmin = double(a.qmin);
   c.qmax = double(a.qmax);
   c.eps = a.eps;
+  std::copy(a.constants, a.constants + kMaxConstants, c.constant);
   mask_bounds(c, a.boundary);
 
-  if (a.group_size > 0 ? !x.is_contiguous() : !is_dense(x)) {
-    // Groups follow the last axis; their parameters are laid out in the logical order of x.
-    p.x = a.group_size > 0 ? torch::stable::contiguous(x) : in_layout_of(x, torch::stable::empty_like(x));
+  // Groups follow the last axis, and their parameters the logical order of x; noise follows that order, too.
+  const bool logical = a.group_size > 0 || a.word == Word::noise;
+  if (logical ? !x.is_contiguous() : !is_dense(x)) {
+    p.x = logical ? torch::stable::contiguous(x) : in_layout_of(x, torch::stable::empty_like(x));
   }
+  if (a.word == Word::memory) {
+    p.keep.push_back(in_layout_of(*a.words, p.x));
+    c.words = static_cast<const int32_t*>(p.keep.back().const_data_ptr());
+  }
+  if (a.word == Word::noise) c.seed = static_cast<const int64_t*>(a.seed->const_data_ptr());
 
   Geometry& geometry = c.geometry;
   const int64_t numel = x.numel();
@@ -228,7 +255,8 @@ Prepared prepare(const Runner& runner, const Arguments& a, const Tensor& x, cons
   }
 
   for (size_t i = 0; i < parameters.size(); ++i) {
-    check_parameter(a, a.names[i], parameters[i], x);
+    check_parameter(a, int(i), parameters[i], x);
+    c.shared[i] = a.shared[i];
     p.parameters.push_back(parameters[i].is_contiguous() ? parameters[i] : torch::stable::contiguous(parameters[i]));
     c.parameter[i] = p.parameters.back().const_data_ptr();
   }
@@ -236,7 +264,7 @@ Prepared prepare(const Runner& runner, const Arguments& a, const Tensor& x, cons
 
   if (numel > 0 && runner.prepares_columns && geometry.columns()) {
     const int64_t padded = (geometry.width() + kLanes - 1) / kLanes * kLanes;
-    p.keep.push_back(workspace(p.parameters[0], c.dtype, c.prepared_values, padded, c.prepared));
+    p.keep.push_back(workspace(p.parameters[0], c.dtype == DType::f64, c.prepared_values, padded, c.prepared));
   }
   return p;
 }
@@ -270,6 +298,23 @@ Tensor run_forward(const Runner& runner, const Arguments& a, const Tensor& x, co
   return p.x.get() == x.get() ? y : restore(y, x);
 }
 
+std::array<Tensor, 2> run_forward_sums(const Runner& runner, const Arguments& a, const Tensor& x,
+                                       const std::vector<Tensor>& parameters) {
+  Prepared p = prepare(runner, a, x, parameters);
+  Call& c = p.call;
+  Tensor y = allocate_like(p.x);
+  const int64_t sizes[] = {a.forward_sums, c.geometry.channels}, strides[] = {c.geometry.channels, 1};
+  Tensor sums = allocate(x, 2, sizes, strides, aoti_torch_dtype_float64());
+  if (x.numel() == 0) return {y, torch::stable::new_zeros(sums, sums.sizes())};
+  c.forward_sums = a.forward_sums;
+  c.out = y.mutable_data_ptr();
+  for (int i = 0; i < a.forward_sums; ++i)
+    c.sums[i] = static_cast<double*>(sums.mutable_data_ptr()) + i * c.geometry.channels;
+  p.keep.push_back(workspace(x, true, c.forward_sums, c.geometry.partials(), c.partial));
+  runner.forward(c, p.x);
+  return {p.x.get() == x.get() ? y : restore(y, x), sums};
+}
+
 std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const Tensor& grad, const Tensor& x,
                                  const std::vector<Tensor>& parameters) {
   refuse_gradients(a, grad);
@@ -290,7 +335,7 @@ std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const
   c.g = g.const_data_ptr();
   c.out = dx.mutable_data_ptr();
   if (c.gradients > 0) {
-    p.keep.push_back(workspace(p.parameters[0], c.dtype, c.gradients, c.geometry.partials(), c.partial));
+    p.keep.push_back(workspace(p.parameters[0], c.dtype == DType::f64, c.gradients, c.geometry.partials(), c.partial));
   }
   runner.backward(c, p.x);
   if (p.x.get() != x.get()) result[0] = restore(dx, x);

@@ -28,19 +28,25 @@ enum Boundary : int64_t { kOpen = 0, kClosed = 1, kRounded = 2 };
 struct Arguments {
   const char* op;
   Method method;
-  int parameters, prepared_values, gradients;
+  int parameters, prepared_values, gradients, forward_sums;
+  Word word;
   int64_t qmin, qmax, axis, group_size;
   double eps;
   std::array<const char*, kMaxParameters> names;  // of the parameters, for messages
   int64_t boundary = kOpen;
-  double scales[kMaxParameters] = {};  // of the gradients, backward only
+  double scales[kMaxParameters] = {};    // of the gradients, backward only
+  double constants[kMaxConstants] = {};  // the method's own numbers
+  bool shared[kMaxParameters] = {};      // a parameter of one element, whatever the granularity
+  std::optional<Tensor> words = {};      // Word::memory: int32, of the shape of x
+  std::optional<Tensor> seed = {};       // Word::noise: int64, one element
 };
 
 // M is the struct in csrc/methods that `method` names.
 template <class M>
 Arguments arguments(const char* op, Method method, int64_t qmin, int64_t qmax, int64_t axis, int64_t group_size,
                     double eps, std::array<const char*, kMaxParameters> names) {
-  return {op, method, M::kParameters, M::kPrepared, M::kGradients, qmin, qmax, axis, group_size, eps, names};
+  return {op,   method, M::kParameters, M::kPrepared, M::kGradients, M::kForwardSums, M::kWord, qmin,
+          qmax, axis,   group_size,     eps,          names};
 }
 
 // A device's way to run a filled-in Call. CPU and CUDA libraries each have one.
@@ -51,6 +57,10 @@ struct Runner {
 };
 
 Tensor run_forward(const Runner&, const Arguments&, const Tensor& x, const std::vector<Tensor>& parameters);
+
+// y, and the sums of the forward pass: fp64, [sums, channels].
+std::array<Tensor, 2> run_forward_sums(const Runner&, const Arguments&, const Tensor& x,
+                                       const std::vector<Tensor>& parameters);
 
 // dx, then the gradients: the method's i-th sum has the shape of its i-th parameter.
 std::vector<Tensor> run_backward(const Runner&, const Arguments&, const Tensor& g, const Tensor& x,

@@ -15,9 +15,13 @@ import torch
 
 _libraries = {space: torch.library.Library(space, "FRAGMENT") for space in ("fastq", "fastq_triton")}
 
+#: The names of the operators that each backend has to serve.
+OPERATORS: list[str] = []
+
 
 def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
     """Define ``fastq::name`` and ``fastq_triton::name`` with one schema and one fake kernel."""
+    OPERATORS.append(name)
     for space, library in _libraries.items():
         library.define(name + schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
         torch.library.register_fake(f"{space}::{name}", fake, lib=library)

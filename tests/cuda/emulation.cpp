@@ -1,8 +1,7 @@
 // The operators of csrc/torch/register_cuda.cpp over the kernels of csrc/cuda compiled as plain C++, for CPU tensors:
 // fastq_emulated::NAME. Everything of the CUDA backend but the launch and the hardware.
 #include "../../csrc/cuda/kernels.h"
-#include "../../csrc/torch/affine.h"
-#include "../../csrc/torch/lsq.h"
+#include "../../csrc/torch/operators.h"
 
 namespace fastq {
 
@@ -22,8 +21,5 @@ const Runner kEmulated = {run<cuda::forward>, run<cuda::backward>};
 }  // namespace fastq
 
 STABLE_TORCH_LIBRARY_IMPL(fastq_emulated, CPU, m) {
-  m.impl("lsq_forward", TORCH_BOX(&fastq::lsq_forward<fastq::kEmulated>));
-  m.impl("lsq_backward", TORCH_BOX(&fastq::lsq_backward<fastq::kEmulated>));
-  m.impl("affine_forward", TORCH_BOX(&fastq::affine_forward<fastq::kEmulated>));
-  m.impl("affine_backward", TORCH_BOX(&fastq::affine_backward<fastq::kEmulated>));
+  fastq::implement_operators<fastq::kEmulated>(m);
 }

@@ -1,6 +1,6 @@
 """What nvcc makes of the CUDA kernels: no spill, no local memory, 16-byte loads, true division, nothing contracted.
 
-By default the float32 kernels for sm_90a; under the marker ``cuda_compile`` every file for every architecture.
+By default LSQ's kernels for sm_90a; under the marker ``cuda_compile`` every method's for every architecture.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from build_flags import build_module, compiler
 from sources import ROOT
 
 pytestmark = pytest.mark.source
-STORAGES = ("f32", "bf16", "f16", "f64")
+METHODS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.stem != "kernels")
 ARCHITECTURES = ("80", "86", "89", "90a")
-EVERY = [(storage, arch) for storage in STORAGES for arch in ARCHITECTURES if (storage, arch) != ("f32", "90a")]
+EVERY = [(method, arch) for method in METHODS for arch in ARCHITECTURES if (method, arch) != ("lsq", "90a")]
 
 
 def cuobjdump() -> str:
@@ -34,9 +34,9 @@ def cuobjdump() -> str:
     return found
 
 
-def compile_and_check(nvcc: str, storage: str, arch: str, folder: Path) -> None:
-    cubin, ptx = folder / f"{storage}.cubin", folder / f"{storage}.ptx"
-    source, flags = ROOT / "csrc" / "cuda" / f"{storage}.cu", build_module().NVCC_FLAGS
+def compile_and_check(nvcc: str, method: str, arch: str, folder: Path) -> None:
+    cubin, ptx = folder / f"{method}.cubin", folder / f"{method}.ptx"
+    source, flags = ROOT / "csrc" / "cuda" / f"{method}.cu", build_module().NVCC_FLAGS
     target = ["-arch", f"sm_{arch}", "-Werror", "all-warnings"]
     command = [nvcc, *flags, *target, "-Xptxas", "-v", "--keep", "--keep-dir", str(folder), "-cubin", str(source), "-o", str(cubin)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -45,14 +45,13 @@ def compile_and_check(nvcc: str, storage: str, arch: str, folder: Path) -> None:
     entries = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
-    print(f"{storage} sm_{arch}: {len(entries)} kernels, {min(registers)} to {max(registers)} registers")
+    print(f"{method} sm_{arch}: {len(entries)} kernels, {min(registers)} to {max(registers)} registers")
     assert len(entries) == len(frames) == len(registers) and len(entries) >= 12
     assert set(frames) == {("0", "0", "0")}, done.stderr
 
     text = ptx.read_text()
-    arithmetic = "f64" if storage == "f64" else "f32"
-    divisions = set(re.findall(r"\bdiv\.[a-z.]*f(?:32|64)", text))
-    assert divisions == {f"div.rn.{arithmetic}"}, divisions
+    divisions = set(re.findall(r"\b(?:div|rcp|sqrt)\.[a-z.]*f(?:32|64)", text))
+    assert divisions and all(".rn." in division for division in divisions), divisions
     assert not re.findall(r"\b(?:fma|mad)\.[a-z.]*f(?:32|64)", text), "contracted"
     assert not re.findall(r"\b[a-z]+\.[a-z.]*ftz[a-z0-9.]*", text), "flushed to zero"
     assert not re.findall(r"\b[a-z0-9]+\.approx[a-z0-9.]*", text), "approximate"
@@ -71,13 +70,13 @@ def compile_and_check(nvcc: str, storage: str, arch: str, folder: Path) -> None:
         assert not re.search(r"\b(?:LDL|STL)\b", function), name
 
 
-def test_float32_for_one_architecture(tmp_path: Path) -> None:
+def test_lsq_for_one_architecture(tmp_path: Path) -> None:
     if nvcc := compiler():
-        compile_and_check(nvcc, "f32", "90a", tmp_path)
+        compile_and_check(nvcc, "lsq", "90a", tmp_path)
 
 
 @pytest.mark.cuda_compile
-@pytest.mark.parametrize(("storage", "arch"), EVERY)
-def test_every_architecture(storage: str, arch: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "arch"), EVERY)
+def test_every_architecture(method: str, arch: str, tmp_path: Path) -> None:
     if nvcc := compiler():
-        compile_and_check(nvcc, storage, arch, tmp_path)
+        compile_and_check(nvcc, method, arch, tmp_path)

@@ -20,11 +20,11 @@ import torch
 
 import fastq.ops  # noqa: F401  (loads the CPU kernels and defines the schemas)
 from fastq import testing
+from fastq.ops._library import OPERATORS
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
 pytestmark = pytest.mark.source
-OPS = ("lsq_forward", "lsq_backward", "affine_forward", "affine_backward")
 
 
 def build() -> Path:
@@ -66,7 +66,7 @@ def build() -> Path:
 @pytest.fixture(scope="module")
 def emulated() -> Iterator[Any]:
     library = torch.library.Library("fastq_emulated", "DEF")
-    for name in OPS:
+    for name in OPERATORS:
         library.define(str(getattr(torch.ops.fastq, name).default._schema).removeprefix("fastq::"))
     torch.ops.load_library(str(build()))
     yield torch.ops.fastq_emulated

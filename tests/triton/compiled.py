@@ -75,29 +75,36 @@ def describe(compiled: Any) -> dict[str, Any]:
 def main(capability: int, storages: list[str]) -> None:
     report = {}
     for number, method in enumerate(methods()):
-        for storage in storages[: 4 if number < 2 else 2]:  # storage is the skeleton's affair: all four dtypes for two methods
+        # Storage and tiles are the skeleton's affair: all four dtypes and every tile for two methods, one dtype and two tiles for each.
+        for storage in storages[: 4 if number < 2 else 1]:
             arithmetic = "fp64" if storage == "fp64" else "fp32"
             F = STORAGE[storage]
             parameters = tuple(f"*{arithmetic}" for _ in range(method.parameters))
-            scalars: dict[str, Any] = dict.fromkeys(("qmin", "qmax", "lower", "upper", "eps"), "fp64")
+            scalars: dict[str, Any] = dict.fromkeys(("qmin", "qmax", "lower", "upper", "eps", *"abcd"), "fp64")
             scalars |= {"outer": "i64", "channels": "i64", "inner": "i32", "chunks": "i32", "partials": "i64"}
             # the narrow tiles differ in registers alone, so one dtype shows them
-            for name, (rows, block, columns) in list(TILES.items())[: None if storage == "fp32" else WIDE]:
-                common = {"PREPARE": method.prepare, "F": F, "ROWS": rows, "BLOCK": block, "COLUMNS": columns, "BY_BITS": False}
-                tensors = {"x": f"*{storage}", "y": f"*{storage}", "g": f"*{storage}", "dx": f"*{storage}",
+            tiles = list(TILES.items())[: None if storage == "fp32" else WIDE]
+            for name, (rows, block, columns) in tiles if number < 2 else [tiles[0], tiles[2]]:
+                common = {"PREPARE": method.prepare, "F": F, "ROWS": rows, "BLOCK": block, "COLUMNS": columns, "BY_BITS": False,
+                          "WORDS": method.words, "SHARED": 0}  # fmt: skip
+                words = {"none": f"*{storage}", "noise": "*i64", "memory": "*i32"}[method.word]
+                tensors = {"x": f"*{storage}", "y": f"*{storage}", "g": f"*{storage}", "dx": f"*{storage}", "words": words,
                            "partial": f"*{arithmetic}", "parameters": parameters}  # fmt: skip
-                for kernel, formula in ((elementwise.forward_kernel, {"FORWARD": method.forward}),
-                                        (elementwise.backward_kernel, {"BACKWARD": method.backward})):  # fmt: skip
+                directions = [(elementwise.forward_kernel, {"FORWARD": method.forward, "SUMS": method.sums})]
+                if method.backward is not None:
+                    directions.append((elementwise.backward_kernel, {"BACKWARD": method.backward}))
+                for kernel, formula in directions:
                     constants = common | formula
                     types = {n: t for n, t in (tensors | scalars).items() if n in kernel.arg_names}
+                    if kernel is elementwise.forward_kernel and method.sums:
+                        types["partial"] = "*fp64"
                     compiled = compile_kernel(kernel, types, constants, capability, elementwise.WARPS)
                     report[f"{method.name} {storage} {name} {kernel.__name__}"] = describe(compiled)
             if method.gradients:
-                types = {"partial": f"*{arithmetic}", "gradients": parameters[: method.gradients], "parameters": parameters}
-                types |= {f"scale_{i}": "fp64" for i in range(4)} | dict.fromkeys(("partials", "channels", "count"), "i64")
-                types |= dict.fromkeys(("a", "s"), "i32")
-                for width, block in ((1, 1024), (1024, 1))[: 2 if storage == "fp32" else 1]:
-                    constants = {"FINISH": method.finish, "F": F, "CHANNELS": width, "BLOCK": block}
+                types = {"partial": f"*{arithmetic}", "gradient": f"*{arithmetic}", "parameters": parameters, "scale": "fp64"}
+                types |= dict.fromkeys(("channels", "count"), "i64") | dict.fromkeys(("a", "s"), "i32")
+                for width, block in ((1, 1024), (1024, 1))[: 2 if storage == "fp32" and number < 2 else 1]:
+                    constants = {"INDEX": 0, "FINISH": method.finish, "SHARED": 0, "F": F, "CHANNELS": width, "BLOCK": block}
                     compiled = compile_kernel(elementwise.finish_kernel, types, constants, capability, 4)
                     report[f"{method.name} {storage} {width} finish_kernel"] = describe(compiled)
     print(json.dumps(report))

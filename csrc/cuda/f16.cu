@@ -1,5 +1,0 @@
-#include "launch.cuh"
-
-namespace fastq::cuda {
-FASTQ_STORAGE(Float16Storage)
-}  // namespace fastq::cuda

@@ -1,5 +1,0 @@
-#include "launch.cuh"
-
-namespace fastq::cuda {
-FASTQ_STORAGE(Float64Storage)
-}  // namespace fastq::cuda

@@ -1,0 +1,29 @@
+// Every elementwise method by the name of its operators, and the struct that is its formula. A new method is a list of
+// its own here, and its name among all. csrc/cpu/NAME.cpp and csrc/cuda/NAME.cu instantiate the loops.
+#pragma once
+
+#include <cstdint>
+
+// clang-format off
+#define FASTQ_AFFINE(X)                             \
+  X(affine, Affine<Learns::nothing>)                \
+  X(affine_per_tensor, Affine<Learns::per_tensor>)  \
+  X(affine_per_channel, Affine<Learns::per_channel>)
+
+#define FASTQ_LSQ(X)      \
+  X(lsq, LSQ<false>)      \
+  X(lsq_offset, LSQ<true>)
+
+#define FASTQ_METHODS(X) \
+  FASTQ_AFFINE(X) \
+  FASTQ_LSQ(X) \
+  /* a new one above */
+// clang-format on
+
+namespace fastq {
+
+#define FASTQ_NAME(name, ...) name,
+enum class Method : int32_t { FASTQ_METHODS(FASTQ_NAME) };
+#undef FASTQ_NAME
+
+}  // namespace fastq

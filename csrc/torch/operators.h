@@ -1,0 +1,17 @@
+// Every operator, for one device's Runner. A new method is an include and two lines here.
+#pragma once
+
+#include "affine.h"
+#include "lsq.h"
+
+namespace fastq {
+
+template <const Runner& runner, class Library>
+void implement_operators(Library& m) {
+  m.impl("affine_forward", TORCH_BOX(&affine_forward<runner>));
+  m.impl("affine_backward", TORCH_BOX(&affine_backward<runner>));
+  m.impl("lsq_forward", TORCH_BOX(&lsq_forward<runner>));
+  m.impl("lsq_backward", TORCH_BOX(&lsq_backward<runner>));
+}
+
+}  // namespace fastq
