@@ -12,18 +12,20 @@ NATIVE   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -n
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt requirements-compat.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-compat.txt
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.installed pyproject.toml setup.py $(NATIVE)
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(CUDA_BIN)/.ready: requirements-cuda.txt
+$(CUDA_BIN)/.ready: requirements-cuda.txt requirements-compat.txt
 	$(PYTHON) -m venv .venv-cuda
 	$(CUDA_BIN)/pip install -q --disable-pip-version-check -r requirements-cuda.txt
+	$(CUDA_BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-compat.txt
 	@touch $@
 
 demo: $(VENV)/.ready ## train a low-bit network on handwritten digits, convert it to integers, compare (3 minutes)

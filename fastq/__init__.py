@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import autograd as autograd
+    from . import compat as compat
     from . import deploy as deploy
     from . import nn as nn
     from . import recipes as recipes
@@ -50,7 +51,7 @@ _FUNCTIONS = {
     "supports": "dispatch",
     "use_backend": "dispatch",
 }
-_MODULES = ("autograd", "deploy", "nn", "recipes", "reference", "testing")
+_MODULES = ("autograd", "compat", "deploy", "nn", "recipes", "reference", "testing")
 
 __all__ = sorted([*_FUNCTIONS, *_MODULES])
 

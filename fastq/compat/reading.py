@@ -1,0 +1,33 @@
+"""A tensor's value, read again only when it was written: the switches and ranges that other libraries keep in buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Reading:
+    """What a tensor said when it was last read, and anew once it was written, moved or replaced; so that no call waits for a GPU.
+
+    Writes through ``.data`` do not count in PyTorch, and are not seen.
+    """
+
+    def __init__(self) -> None:
+        self.tensor: Any = None
+        self.version, self.value = -1, None
+
+    def __deepcopy__(self, memo: Any) -> Reading:
+        return Reading()
+
+    def __reduce__(self) -> Any:
+        return Reading, ()
+
+    def of(self, tensor: Any, read: Callable[[Any], Any]) -> Any:
+        """``read(tensor)``, or what it gave before."""
+        if torch.compiler.is_compiling() or tensor.is_inference():  # neither has a version that could be asked for
+            return read(tensor)
+        if self.tensor is not tensor or self.version != tensor._version:
+            self.value, self.tensor, self.version = read(tensor), tensor, tensor._version
+        return self.value

@@ -1,0 +1,148 @@
+"""``torch.ao.quantization``'s fake-quantize modules on the fused kernels. Change ::
+
+    from torch.ao.quantization import FakeQuantize                                                          # before
+    from fastq.compat.torch_ao import FakeQuantize                                                          # after
+
+    from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize                       # before
+    from fastq.compat.torch_ao import LearnableFakeQuantize as _LearnableFakeQuantize                       # after
+
+They are subclasses of torch's: constructors, ``with_args``, observers, ``calculate_qparams``, the switches, state dict keys and
+``convert`` are torch's own, and checkpoints load both ways. ``forward`` is ours: output and gradient of ``x`` have torch's bits
+(float64 is computed in float64, where torch rounds through float32), the gradients of a learned scale and zero-point agree to
+the rounding of a sum. A switch is read from its buffer only when the buffer was written, so that no call waits for a GPU.
+
+Not served: ``torch.per_channel_affine_float_qparams``, whose zero-points are fractions (``ValueError``), and ``torch.jit.script``.
+Newer torch moves quantization to torchao; for that see :mod:`fastq.compat.torchao`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..granularity import check_input, compute_dtype
+from ..ops.affine import FakeQuantizeAffine
+from ..ranges import LARGEST_CODE
+from . import missing
+from .reading import Reading
+
+try:
+    from torch.ao.quantization import FakeQuantize as _TorchFakeQuantize
+    from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize as _TorchLearnable
+except ImportError as error:
+    raise missing("torch_ao", "a torch that still has torch.ao.quantization (2.10 to 2.13 do)", error) from error
+
+__all__ = ["FakeQuantize", "LearnableFakeQuantize"]
+
+
+def _is_on(switch: torch.Tensor) -> bool:
+    return bool(switch[0] == 1)
+
+
+def _as_float(t: torch.Tensor) -> torch.Tensor:
+    return t.detach().to(torch.float32)
+
+
+def _refuse(name: str, quant_min: int, quant_max: int, qscheme: Any) -> None:
+    if qscheme == torch.per_channel_affine_float_qparams:
+        raise ValueError(
+            f"{name}: qscheme torch.per_channel_affine_float_qparams has fractional zero-points, and the kernels round them to "
+            "integers; keep torch's own class for it, or use torch.per_channel_affine"
+        )
+    if max(-quant_min, quant_max) > LARGEST_CODE:
+        raise ValueError(f"{name}: quant_min and quant_max must lie within ±{LARGEST_CODE}, got {quant_min} and {quant_max}")
+
+
+def _channel_axis(name: str, x: torch.Tensor, axis: int) -> int:
+    if not -x.dim() <= axis < x.dim():
+        raise ValueError(f"{name}: ch_axis must be in [{-x.dim()}, {x.dim() - 1}] for x of {x.dim()} dimensions, got {axis}")
+    return axis % x.dim()
+
+
+class FakeQuantize(_TorchFakeQuantize):
+    """``torch.ao.quantization.FakeQuantize`` with a fused forward and backward pass.
+
+    Arguments, attributes, observers and state dict (``fake_quant_enabled``, ``observer_enabled``, ``scale``, ``zero_point`` and the
+    observer's) are torch's. With the observer on, it sees ``x`` and sets scale (units of ``x``) and zero_point (an integer code);
+    with fake quantization on, ::
+
+        c  = round(x * (1 / scale)) + zero_point
+        y  = (clip(c, quant_min, quant_max) - zero_point) * scale,   dx = g where quant_min <= c <= quant_max, else 0
+
+    ``y`` and ``dx`` are ``torch.equal`` to torch's for float32, bfloat16 and float16; see
+    :func:`fastq.fake_quantize_per_tensor_affine` for NaN and float64.
+
+    Raises:
+        ValueError: a qscheme or range that the kernels do not serve, or a scale that does not fit ``x``.
+        TypeError: a dtype of ``x`` that they do not.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        observer = self.activation_post_process
+        _refuse("FakeQuantize", observer.quant_min, observer.quant_max, self.qscheme)
+        self._observes, self._quantizes, self._zero = Reading(), Reading(), Reading()
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        observer = self.activation_post_process
+        if self._observes.of(self.observer_enabled, _is_on):
+            observer(X.detach())
+            scale, zero_point = self.calculate_qparams()
+            if self.scale.shape != scale.shape:
+                self.scale.resize_(scale.shape)
+                self.zero_point.resize_(zero_point.shape)
+            self.scale.copy_(scale)
+            self.zero_point.copy_(zero_point)
+        if not self._quantizes.of(self.fake_quant_enabled, _is_on):
+            return X
+        check_input("FakeQuantize", X)
+        scale, zero_point = self.scale, self._zero.of(self.zero_point, _as_float)
+        dtype = compute_dtype(X)
+        if scale.dtype != dtype or zero_point.dtype != dtype:
+            scale, zero_point = scale.to(dtype), zero_point.to(dtype)
+        axis = _channel_axis("FakeQuantize", X, self.ch_axis) if self.is_per_channel else -1
+        return FakeQuantizeAffine.apply(X, scale, zero_point, observer.quant_min, observer.quant_max, axis)
+
+
+class LearnableFakeQuantize(_TorchLearnable):
+    """``torch.ao.quantization._learnable_fake_quantize._LearnableFakeQuantize`` with a fused forward and backward pass.
+
+    Arguments, switches (``enable_param_learning``, ``enable_static_estimate``, ``toggle_*``) and state dict (parameters ``scale``,
+    ``zero_point``; buffers ``fake_quant_enabled``, ``observer_enabled``, ``static_enabled``, ``learning_enabled``, ``eps`` and the
+    observer's) are torch's. Forward and gradients as ``fastq._fake_quantize_learnable_per_tensor_affine``, whose sums agree with
+    torch's to fp32 rounding; with ``use_grad_scaling`` they are multiplied by ``1 / sqrt(x.numel() * quant_max)``. No buffers of
+    the size of ``x`` for the sums, no synchronisation.
+
+    Raises:
+        ValueError, TypeError: as :class:`FakeQuantize`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _refuse("LearnableFakeQuantize", self.quant_min, self.quant_max, self.qscheme)
+        self._observes, self._quantizes = Reading(), Reading()
+        self._smallest = torch.finfo(torch.float32).eps
+        self._symmetric = self.qscheme in (torch.per_channel_symmetric, torch.per_tensor_symmetric)
+        self._per_channel = self.qscheme in (torch.per_channel_symmetric, torch.per_channel_affine)
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        # .data as in torch: a module that is called twice before a backward pass must not trip over its own saved scale
+        if self._observes.of(self.static_enabled, _is_on):
+            self.activation_post_process(X.detach())
+            scale, zero_point = self.activation_post_process.calculate_qparams()
+            self.scale.data.copy_(scale)
+            self.zero_point.data.copy_(zero_point)
+        else:
+            self.scale.data.clamp_(min=self._smallest)
+        if not self._quantizes.of(self.fake_quant_enabled, _is_on):
+            return X
+        if self._symmetric:
+            self.zero_point.data.zero_()
+        check_input("LearnableFakeQuantize", X)
+        factor = 1.0 / (X.numel() * self.quant_max) ** 0.5 if self.use_grad_scaling else 1.0
+        scale, zero_point, dtype = self.scale, self.zero_point, compute_dtype(X)
+        if scale.dtype != dtype or zero_point.dtype != dtype:
+            scale, zero_point = scale.to(dtype), zero_point.to(dtype)
+        axis = _channel_axis("LearnableFakeQuantize", X, self.ch_axis) if self._per_channel else -1
+        return FakeQuantizeAffine.apply(X, scale, zero_point, self.quant_min, self.quant_max, axis, True, factor)
