@@ -156,8 +156,9 @@ def plan() -> tuple[Ninja, list[tuple[str, str]], dict[str, object]]:
         return ninja.edge(out, "cxx", [str(ROOT / "csrc" / source)], flags=" ".join(flags), **more)
 
     loops = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if path.stem != "dispatch")
-    kernels = [compile(f"{name}_{isa}.o", f"cpu/{name}.cpp", [*KERNEL_FLAGS, f"-march=x86-64-{isa}", f"-DFASTQ_ISA={isa}",
-                                                              "-Wno-maybe-uninitialized"]) for name in loops for isa in ISAS]  # fmt: skip
+    flags = [*KERNEL_FLAGS, "-Wno-maybe-uninitialized"]
+    kernels = [compile(f"{name}_{isa}.o", f"cpu/{name}.cpp", [*flags, f"-march=x86-64-{isa}", f"-DFASTQ_ISA={isa}"])
+               for name in loops for isa in ISAS]  # fmt: skip
     dispatch = compile("dispatch.o", "cpu/dispatch.cpp", ["-O2"])
     bridge = [compile(f"{name}.o", f"torch/{name}.cpp", [*TORCH_FLAGS, include]) for name in ("elementwise", "cpu", "register_cpu")]
     lib = f"-L{ninja.escape(str(torch.folder / 'lib'))}"

@@ -169,7 +169,8 @@ MUTANTS = [
         ),
         (
             "cpu-16-bit-sums", "for (int i = 0; i < kGradients; ++i) sums[i][k] += terms[i];",
-            "for (int i = 0; i < kGradients; ++i) { T kept[kWidth]; S::store(kept, sums[i][k] + terms[i]); sums[i][k] = S::load(kept); }",
+            "for (int i = 0; i < kGradients; ++i) {\n"
+            "        T kept[kWidth]; S::store(kept, sums[i][k] + terms[i]); sums[i][k] = S::load(kept); }",
             SUMS, "sums of 16-bit inputs are kept in fp32",
         ),
         (

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .ops.affine import _fake_quantize_learnable_per_tensor_affine as _fake_quantize_learnable_per_tensor_affine
     from .ops.affine import fake_quantize_per_channel_affine as fake_quantize_per_channel_affine
     from .ops.affine import fake_quantize_per_tensor_affine as fake_quantize_per_tensor_affine
+    from .ops.foreach import foreach_lsq as foreach_lsq
     from .ops.lsq import lsq as lsq
     from .recipes.prepare import prepare as prepare
 
@@ -43,6 +44,7 @@ _FUNCTIONS = {
     "convert": "deploy",
     "fake_quantize_per_channel_affine": "ops",
     "fake_quantize_per_tensor_affine": "ops",
+    "foreach_lsq": "ops",
     "load": "deploy",
     "lsq": "ops",
     "prepare": "recipes",

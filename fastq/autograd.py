@@ -1,9 +1,11 @@
 """The ``torch.autograd.Function`` of every quantizer, for those who build their own ops on them."""
 
 from .ops.affine import FakeQuantizeAffine
+from .ops.foreach import ForeachLSQ
 from .ops.lsq import LSQ
 
 __all__ = [
     "LSQ",
     "FakeQuantizeAffine",
+    "ForeachLSQ",
 ]

@@ -1,4 +1,4 @@
-"""exp, log and tanh with the bits of ``csrc/methods/functions.h``, which tells how and how exact they are; fp64 takes Triton's own."""
+"""exp, log and tanh with the bits of ``csrc/methods/functions.h``, which says how exact they are; fp64 takes Triton's own."""
 
 from __future__ import annotations
 

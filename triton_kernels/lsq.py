@@ -77,12 +77,12 @@ LSQ = Method("lsq", 1, 1, _prepare, _forward, _backward, _finish)
 LSQ_OFFSET = Method("lsq_offset", 2, 2, _prepare_offset, _forward_offset, _backward_offset, _finish)
 
 
-def _forward_op(x: Any, step: Any, offset: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float) -> Any:
+def forward_op(x: Any, step: Any, offset: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float) -> Any:
     method, parameters = (LSQ, (step,)) if offset is None else (LSQ_OFFSET, (step, offset))
     return run_forward(method, x, parameters, qmin, qmax, axis, group_size, eps)
 
 
-def _backward_op(
+def backward_op(
     grad: Any, x: Any, step: Any, offset: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float,
     boundary: int, grad_scale: float, grad_norm: int, offset_grad_scale: float,
 ) -> Any:  # fmt: skip
@@ -95,5 +95,5 @@ def _backward_op(
     return dx, gradients[0], gradients[1] if offset is not None else torch.empty(0, dtype=step.dtype, device=step.device)
 
 
-implement_triton("lsq_forward", _forward_op)
-implement_triton("lsq_backward", _backward_op)
+implement_triton("lsq_forward", forward_op)
+implement_triton("lsq_backward", backward_op)

@@ -63,6 +63,7 @@ struct Call {
 // parameter has them all.
 struct Sums {
   int64_t channels, run, count;
+  Sums() = default;
   FASTQ_HD Sums(const Geometry& g, bool shared) {
     channels = shared ? 1 : g.channels;
     run = shared ? 1 : g.columns() ? g.inner : g.chunks();

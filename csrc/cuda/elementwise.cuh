@@ -547,5 +547,101 @@ struct Finish {
   }
 };
 
+// Which of many jobs a block works on: the last one whose first block is not after it.
+template <class Jobs>
+FASTQ_HD int job_of(const Jobs& jobs, int64_t index) {
+  int low = 0, high = jobs.count - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (jobs.first[middle] <= index) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+constexpr int kMostJobs = 96;  // of one launch: 32 KB of kernel parameters hold them
+
+// The tiles of many calls of one method and storage type.
+template <class M, class S, bool kBackward>
+struct ManyTiles {
+  using F = typename S::F;
+  using Chunks = Tile<M, S, Walk::chunks, kBackward>;
+  using Rows = Tile<M, S, Walk::rows, kBackward>;
+  using Columns = Tile<M, S, Walk::columns, kBackward>;
+  static constexpr int kThreads = Chunks::kThreads;
+  // Three walks in one kernel need more registers than each alone.
+  static constexpr int kBlocksPerSM = (kBackward ? 512 : 768) / kThreads;
+  static_assert(Rows::kThreads == kThreads && Columns::kThreads == kThreads);
+
+  union Shared {
+    typename Chunks::Shared chunks;
+    typename Rows::Shared rows;
+    typename Columns::Shared columns;
+  };
+  struct Job {
+    int count;
+    int64_t first[kMostJobs];  // block
+    Walk walk[kMostJobs];
+    Work<F> work[kMostJobs];
+  };
+  static_assert(sizeof(Job) < 32764);
+
+  // Adds a call and gives the number of blocks so far.
+  static int64_t add(Job& job, const Call& c, int64_t blocks) {
+    const int i = job.count++;
+    job.first[i] = blocks;
+    const auto put = [&]<class T>(Walk walk) {
+      job.walk[i] = walk;
+      job.work[i] = T::job(c);
+      return blocks + T::tiles(c.geometry);
+    };
+    if (Columns::serves(c.geometry)) return put.template operator()<Columns>(Walk::columns);
+    if (Rows::serves(c.geometry)) return put.template operator()<Rows>(Walk::rows);
+    return put.template operator()<Chunks>(Walk::chunks);
+  }
+
+  template <class Team>
+  FASTQ_HD static void run(const Team& team, const Job& job, Shared& shared, int64_t index) {
+    const int i = job_of(job, index);
+    const int64_t own = index - job.first[i];
+    switch (job.walk[i]) {
+      case Walk::chunks: return Chunks::run(team, job.work[i], shared.chunks, own);
+      case Walk::rows: return Rows::run(team, job.work[i], shared.rows, own);
+      case Walk::columns: return Columns::run(team, job.work[i], shared.columns, own);
+    }
+  }
+};
+
+// The sums of many calls.
+template <class M, class F, bool kBackward>
+struct ManyFinish {
+  using One = Finish<M, F, kBackward>;
+  static constexpr int kThreads = One::kThreads;
+  static constexpr int kBlocksPerSM = One::kBlocksPerSM;
+  using Shared = typename One::Shared;
+  struct Job {
+    int count;
+    int64_t first[kMostJobs];
+    typename One::Job job[kMostJobs];
+  };
+  static_assert(sizeof(Job) < 32764);
+
+  static int64_t add(Job& job, const Call& c, int number, int64_t blocks) {
+    const int i = job.count++;
+    job.first[i] = blocks;
+    job.job[i] = One::job(c, number);
+    return blocks + One::blocks(job.job[i]);
+  }
+
+  template <class Team>
+  FASTQ_HD static void run(const Team& team, const Job& job, Shared& shared, int64_t index) {
+    const int i = job_of(job, index);
+    One::run(team, job.job[i], shared, index - job.first[i]);
+  }
+};
+
 }  // namespace FASTQ_ISA
 }  // namespace fastq

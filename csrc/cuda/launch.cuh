@@ -105,12 +105,56 @@ struct LaunchersOf {
 
   static Status forward(const Call& c, void* stream) { return each_dtype<false>(c, stream); }
   static Status backward(const Call& c, void* stream) { return each_dtype<true>(c, stream); }
+
+  // At most kMostJobs calls of one storage type, of which kForwardSums or kGradients sums each are as many jobs again.
+  template <class S, bool kBackward>
+  static Status run_many(const Call* const* calls, int count, void* stream) {
+    using Tiles = ManyTiles<M, S, kBackward>;
+    using Total = ManyFinish<M, typename S::F, kBackward>;
+    typename Tiles::Job tiles;
+    int64_t blocks = 0;
+    tiles.count = 0;
+    for (int i = 0; i < count; ++i) blocks = Tiles::add(tiles, *calls[i], blocks);
+    Status status = FASTQ_LAUNCH(Tiles, tiles, blocks, stream);
+    typename Total::Job total;
+    total.count = 0;
+    blocks = 0;
+    for (int k = 0; k < (kBackward ? M::kGradients : M::kForwardSums); ++k)
+      for (int i = 0; i < count && status.error == nullptr; ++i) {
+        blocks = Total::add(total, *calls[i], k, blocks);
+        if (total.count < kMostJobs) continue;
+        status = FASTQ_LAUNCH(Total, total, blocks, stream);
+        total.count = 0;
+        blocks = 0;
+      }
+    return status.error == nullptr ? FASTQ_LAUNCH(Total, total, blocks, stream) : status;
+  }
+
+  template <bool kBackward>
+  static Status many(const Call* const* calls, int count, void* stream) {
+    Status status = {};
+    if constexpr (M::kMany) {
+      for (; count > 0 && status.error == nullptr; calls += kMostJobs, count -= kMostJobs) {
+        const int some = count < kMostJobs ? count : kMostJobs;
+        switch (calls[0]->dtype) {
+          case DType::f32: status = run_many<Float32Storage, kBackward>(calls, some, stream); break;
+          case DType::bf16: status = run_many<BFloat16Storage, kBackward>(calls, some, stream); break;
+          case DType::f16: status = run_many<Float16Storage, kBackward>(calls, some, stream); break;
+          case DType::f64: status = run_many<Float64Storage, kBackward>(calls, some, stream); break;
+        }
+      }
+    } else {
+      for (int i = 0; i < count && status.error == nullptr; ++i) status = each_dtype<kBackward>(*calls[i], stream);
+    }
+    return status;
+  }
 };
 
 }  // namespace fastq::cuda
 
-#define FASTQ_LAUNCHERS_(name, ...) \
-  const Launchers name##_launchers = {LaunchersOf<__VA_ARGS__>::forward, LaunchersOf<__VA_ARGS__>::backward};
+#define FASTQ_LAUNCHERS_(name, ...)                                                                          \
+  const Launchers name##_launchers = {LaunchersOf<__VA_ARGS__>::forward, LaunchersOf<__VA_ARGS__>::backward, \
+                                      LaunchersOf<__VA_ARGS__>::many<false>, LaunchersOf<__VA_ARGS__>::many<true>};
 
 // The launchers of a list of methods (csrc/methods/list.h).
 #define FASTQ_CUDA_LAUNCHERS(list) \

@@ -20,6 +20,7 @@ struct LSQ : Quantizer {
   static constexpr int kParameters = kOffset ? 2 : 1;  // step, offset
   static constexpr int kPrepared = kParameters;        // s, offset
   static constexpr int kGradients = kParameters;       // dstep, doffset
+  static constexpr bool kMany = !kOffset;
 
   template <class F>
   FASTQ_HD static void prepare(const F* parameter, const Range<F>& r, F* p) {

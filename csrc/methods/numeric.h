@@ -37,6 +37,7 @@ enum class Word { none, noise, memory };
 struct Quantizer {
   static constexpr Word kWord = Word::none;
   static constexpr int kForwardSums = 0;  // sums that the forward pass makes, per channel and in fp64
+  static constexpr bool kMany = false;    // has GPU kernels that take many calls in one launch
 };
 
 // A select, never a product with the mask: inf * 0 is NaN. For vectors the mask is one of integers, lane by lane.

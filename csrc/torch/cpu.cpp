@@ -1,6 +1,9 @@
 // The CPU's Runner: torch's own threads, over tasks that depend on nothing but the shape.
 #include "cpu.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace fastq {
 
 namespace {
@@ -45,8 +48,65 @@ void backward(Call& c, const Tensor&) {
   over_channels(c.geometry, [&](int64_t begin, int64_t end) { k.finish(c, begin, end); });
 }
 
+// Pieces of many calls' work, of about kGrain elements each: piece i is [first, last) of calls[call].
+struct Piece {
+  size_t call;
+  int64_t first, last;
+};
+
+template <class Count, class Body>
+void over_pieces(const std::vector<Call>& calls, const Count& count, const Body& body) {
+  std::vector<Piece> pieces;
+  int64_t total = 0;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const auto [items, elements] = count(calls[i].geometry);
+    const int64_t step = kGrain / elements + 1;
+    for (int64_t first = 0; first < items; first += step) pieces.push_back({i, first, std::min(first + step, items)});
+    total += items * elements;
+  }
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Call& c = calls[pieces[i].call];
+      body(loops(c), c, pieces[i].first, pieces[i].last);
+    }
+  };
+  // Small calls are pieces of their own: as many to a thread as make a grain.
+  const int64_t grain = kGrain * int64_t(pieces.size()) / std::max<int64_t>(total, 1) + 1;
+  if (total <= kGrain) return run(0, pieces.size());
+  torch::stable::parallel_for(0, pieces.size(), grain, run);
+}
+
+std::pair<int64_t, int64_t> tasks_of(const Geometry& g) {
+  return {g.tasks(), g.task_elements()};
+}
+std::pair<int64_t, int64_t> channels_of(const Geometry& g) {
+  return {g.channels, g.partials() / g.channels + 1};
+}
+
+void prepare_columns(const std::vector<Call>& calls) {
+  for (const Call& c : calls)
+    if (c.geometry.columns()) loops(c).prepare(c);
+}
+
+void forward_many(std::vector<Call>& calls, const Tensor&) {
+  prepare_columns(calls);
+  over_pieces(calls, tasks_of,
+              [](const Loops& k, const Call& c, int64_t begin, int64_t end) { k.forward(c, begin, end); });
+  over_pieces(calls, channels_of, [](const Loops& k, const Call& c, int64_t begin, int64_t end) {
+    if (c.forward_sums > 0) k.sums(c, begin, end);
+  });
+}
+
+void backward_many(std::vector<Call>& calls, const Tensor&) {
+  prepare_columns(calls);
+  over_pieces(calls, tasks_of,
+              [](const Loops& k, const Call& c, int64_t begin, int64_t end) { k.backward(c, begin, end); });
+  over_pieces(calls, channels_of,
+              [](const Loops& k, const Call& c, int64_t begin, int64_t end) { k.finish(c, begin, end); });
+}
+
 }  // namespace
 
-const Runner kCpu = {forward, backward, true};
+const Runner kCpu = {forward, backward, true, forward_many, backward_many};
 
 }  // namespace fastq

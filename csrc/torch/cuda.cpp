@@ -10,8 +10,8 @@ namespace fastq {
 
 namespace {
 
-template <cuda::Status (*kernels)(const Call&, void*)>
-void run(Call& c, const Tensor& x) {
+template <class Calls, cuda::Status (*kernels)(const Calls&, void*)>
+void run(Calls& c, const Tensor& x) {
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
@@ -23,6 +23,7 @@ void run(Call& c, const Tensor& x) {
 
 }  // namespace
 
-const Runner kCuda = {run<cuda::forward>, run<cuda::backward>, false};
+const Runner kCuda = {run<Call, cuda::forward>, run<Call, cuda::backward>, false,
+                      run<std::vector<Call>, cuda::forward_many>, run<std::vector<Call>, cuda::backward_many>};
 
 }  // namespace fastq

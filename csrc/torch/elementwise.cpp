@@ -289,13 +289,87 @@ double gradient_norm(int64_t norm, const Tensor& x, const Tensor& parameter, int
   return 1.0 / std::sqrt(double(std::max<int64_t>(n, 1)) * double(qmax));
 }
 
+namespace {
+
+// One call with what it needs while it runs: an output without elements needs none.
+struct Job {
+  Prepared p;
+  std::vector<Tensor> result;  // y; or dx and the gradients
+
+  Tensor finished(const Tensor& x) const { return p.x.get() == x.get() ? result[0] : restore(result[0], x); }
+};
+
+Job forward_job(const Runner& runner, const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
+  Job job{prepare(runner, a, x, parameters), {}};
+  job.result = {allocate_like(job.p.x)};
+  if (x.numel() > 0) job.p.call.out = job.result[0].mutable_data_ptr();
+  return job;
+}
+
+Job backward_job(const Runner& runner, const Arguments& a, const Tensor& grad, const Tensor& x,
+                 const std::vector<Tensor>& parameters) {
+  refuse_gradients(a, grad);
+  Job job{prepare(runner, a, x, parameters), {}};
+  Call& c = job.p.call;
+  check_gradient(a, grad, x);
+  job.result = {allocate_like(job.p.x)};
+  c.gradients = a.gradients;
+  for (int i = 0; i < a.gradients; ++i) {
+    job.result.push_back(x.numel() > 0 ? allocate_contiguous_like(parameters[i])
+                                       : torch::stable::new_zeros(parameters[i], parameters[i].sizes()));
+    c.gradient[i] = job.result.back().mutable_data_ptr();
+    c.scale[i] = a.scales[i];
+  }
+  if (x.numel() == 0) return job;
+  job.p.keep.push_back(in_layout_of(grad, job.p.x));
+  c.g = job.p.keep.back().const_data_ptr();
+  c.out = job.result[0].mutable_data_ptr();
+  if (c.gradients > 0) {
+    job.p.keep.push_back(
+        workspace(job.p.parameters[0], c.dtype == DType::f64, c.gradients, c.geometry.partials(), c.partial));
+  }
+  return job;
+}
+
+}  // namespace
+
 Tensor run_forward(const Runner& runner, const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
-  Prepared p = prepare(runner, a, x, parameters);
-  Tensor y = allocate_like(p.x);
-  if (x.numel() == 0) return y;
-  p.call.out = y.mutable_data_ptr();
-  runner.forward(p.call, p.x);
-  return p.x.get() == x.get() ? y : restore(y, x);
+  Job job = forward_job(runner, a, x, parameters);
+  if (x.numel() == 0) return job.result[0];
+  runner.forward(job.p.call, job.p.x);
+  return job.finished(x);
+}
+
+std::vector<Tensor> run_forward_many(const Runner& runner, const std::vector<Arguments>& a,
+                                     const std::vector<Tensor>& x, const std::vector<std::vector<Tensor>>& parameters) {
+  std::vector<Job> jobs;
+  std::vector<Call> calls;
+  for (size_t i = 0; i < x.size(); ++i) {
+    jobs.push_back(forward_job(runner, a[i], x[i], parameters[i]));
+    if (x[i].numel() > 0) calls.push_back(jobs.back().p.call);
+  }
+  if (!calls.empty()) runner.forward_many(calls, x[0]);
+  std::vector<Tensor> result;
+  for (size_t i = 0; i < x.size(); ++i) result.push_back(x[i].numel() > 0 ? jobs[i].finished(x[i]) : jobs[i].result[0]);
+  return result;
+}
+
+std::vector<std::vector<Tensor>> run_backward_many(const Runner& runner, const std::vector<Arguments>& a,
+                                                   const std::vector<Tensor>& g, const std::vector<Tensor>& x,
+                                                   const std::vector<std::vector<Tensor>>& parameters) {
+  std::vector<Job> jobs;
+  std::vector<Call> calls;
+  for (size_t i = 0; i < x.size(); ++i) {
+    jobs.push_back(backward_job(runner, a[i], g[i], x[i], parameters[i]));
+    if (x[i].numel() > 0) calls.push_back(jobs.back().p.call);
+  }
+  if (!calls.empty()) runner.backward_many(calls, x[0]);
+  std::vector<std::vector<Tensor>> result;
+  for (size_t i = 0; i < x.size(); ++i) {
+    result.push_back(std::move(jobs[i].result));
+    if (x[i].numel() > 0 && jobs[i].p.x.get() != x[i].get()) result[i][0] = restore(result[i][0], x[i]);
+  }
+  return result;
 }
 
 std::array<Tensor, 2> run_forward_sums(const Runner& runner, const Arguments& a, const Tensor& x,
@@ -317,29 +391,11 @@ std::array<Tensor, 2> run_forward_sums(const Runner& runner, const Arguments& a,
 
 std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const Tensor& grad, const Tensor& x,
                                  const std::vector<Tensor>& parameters) {
-  refuse_gradients(a, grad);
-  Prepared p = prepare(runner, a, x, parameters);
-  Call& c = p.call;
-  check_gradient(a, grad, x);
-  Tensor dx = allocate_like(p.x);
-  std::vector<Tensor> result = {dx};
-  c.gradients = a.gradients;
-  for (int i = 0; i < a.gradients; ++i) {
-    result.push_back(x.numel() > 0 ? allocate_contiguous_like(parameters[i])
-                                   : torch::stable::new_zeros(parameters[i], parameters[i].sizes()));
-    c.gradient[i] = result.back().mutable_data_ptr();
-    c.scale[i] = a.scales[i];
-  }
-  if (x.numel() == 0) return result;
-  const Tensor g = in_layout_of(grad, p.x);
-  c.g = g.const_data_ptr();
-  c.out = dx.mutable_data_ptr();
-  if (c.gradients > 0) {
-    p.keep.push_back(workspace(p.parameters[0], c.dtype == DType::f64, c.gradients, c.geometry.partials(), c.partial));
-  }
-  runner.backward(c, p.x);
-  if (p.x.get() != x.get()) result[0] = restore(dx, x);
-  return result;
+  Job job = backward_job(runner, a, grad, x, parameters);
+  if (x.numel() == 0) return std::move(job.result);
+  runner.backward(job.p.call, job.p.x);
+  job.result[0] = job.finished(x);
+  return std::move(job.result);
 }
 
 }  // namespace fastq

@@ -54,6 +54,9 @@ struct Runner {
   void (*forward)(Call&, const Tensor& x);
   void (*backward)(Call&, const Tensor& x);
   bool prepares_columns;  // needs Call::prepared where parameters lie along a row
+  // The same for many calls of one device at once. Each has its own method, dtype and geometry.
+  void (*forward_many)(std::vector<Call>&, const Tensor& x);
+  void (*backward_many)(std::vector<Call>&, const Tensor& x);
 };
 
 Tensor run_forward(const Runner&, const Arguments&, const Tensor& x, const std::vector<Tensor>& parameters);
@@ -65,6 +68,13 @@ std::array<Tensor, 2> run_forward_sums(const Runner&, const Arguments&, const Te
 // dx, then the gradients: the method's i-th sum has the shape of its i-th parameter.
 std::vector<Tensor> run_backward(const Runner&, const Arguments&, const Tensor& g, const Tensor& x,
                                  const std::vector<Tensor>& parameters);
+
+// Many tensors in one pass: each with its arguments and parameters. Backward: every dx, then the gradients of each.
+std::vector<Tensor> run_forward_many(const Runner&, const std::vector<Arguments>&, const std::vector<Tensor>& x,
+                                     const std::vector<std::vector<Tensor>>& parameters);
+std::vector<std::vector<Tensor>> run_backward_many(const Runner&, const std::vector<Arguments>&,
+                                                   const std::vector<Tensor>& g, const std::vector<Tensor>& x,
+                                                   const std::vector<std::vector<Tensor>>& parameters);
 
 // An uninitialised vector with the dtype and device of `like`.
 Tensor workspace(const Tensor& like, int64_t elements);

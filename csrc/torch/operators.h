@@ -2,6 +2,7 @@
 #pragma once
 
 #include "affine.h"
+#include "foreach_lsq.h"
 #include "lsq.h"
 
 namespace fastq {
@@ -10,6 +11,8 @@ template <const Runner& runner, class Library>
 void implement_operators(Library& m) {
   m.impl("affine_forward", TORCH_BOX(&affine_forward<runner>));
   m.impl("affine_backward", TORCH_BOX(&affine_backward<runner>));
+  m.impl("foreach_lsq_forward", TORCH_BOX(&foreach_lsq_forward<runner>));
+  m.impl("foreach_lsq_backward", TORCH_BOX(&foreach_lsq_backward<runner>));
   m.impl("lsq_forward", TORCH_BOX(&lsq_forward<runner>));
   m.impl("lsq_backward", TORCH_BOX(&lsq_backward<runner>));
 }

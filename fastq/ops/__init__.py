@@ -6,6 +6,7 @@ from .affine import (
     fake_quantize_per_channel_affine,
     fake_quantize_per_tensor_affine,
 )
+from .foreach import foreach_lsq
 from .lsq import lsq
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "_fake_quantize_learnable_per_tensor_affine",
     "fake_quantize_per_channel_affine",
     "fake_quantize_per_tensor_affine",
+    "foreach_lsq",
     "lsq",
 ]

@@ -55,7 +55,8 @@ _libraries["fastq"].impl("requires_grad", requires_grad, "CompositeExplicitAutog
 
 def refuse_gradients(name: str, *arguments: Any) -> None:
     """What the native operators do as well: a private operator would lose a gradient in silence, so it raises."""
-    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in arguments):
+    tensors = [t for each in arguments for t in (each if isinstance(each, (list, tuple)) else (each,))]
+    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):
         raise RuntimeError(
             f"{name} is a private operator without an autograd formula, and an input requires a gradient; call the public "
             "function of fastq, or this one under torch.no_grad()"

@@ -6,6 +6,7 @@ from .affine import (
     fake_quantize_per_channel_affine,
     fake_quantize_per_tensor_affine,
 )
+from .foreach import foreach_lsq
 from .lsq import lsq, lsq_surrogate
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "_fake_quantize_learnable_per_tensor_affine",
     "fake_quantize_per_channel_affine",
     "fake_quantize_per_tensor_affine",
+    "foreach_lsq",
     "lsq",
     "lsq_surrogate",
 ]

@@ -7,8 +7,8 @@ namespace fastq {
 
 namespace {
 
-template <cuda::Status (*kernels)(const Call&, void*)>
-void run(Call& c, const Tensor&) {
+template <class Calls, cuda::Status (*kernels)(const Calls&, void*)>
+void run(Calls& c, const Tensor&) {
   const cuda::Status status = kernels(c, nullptr);
   STD_TORCH_CHECK(status.error == nullptr, status.error);
 }
@@ -16,7 +16,8 @@ void run(Call& c, const Tensor&) {
 }  // namespace
 
 extern const Runner kEmulated;
-const Runner kEmulated = {run<cuda::forward>, run<cuda::backward>};
+const Runner kEmulated = {run<Call, cuda::forward>, run<Call, cuda::backward>, false,
+                          run<std::vector<Call>, cuda::forward_many>, run<std::vector<Call>, cuda::backward_many>};
 
 }  // namespace fastq
 

@@ -192,3 +192,24 @@ def test_affine_has_the_bits_of_the_cpu(emulated: Any, shape: tuple[int, ...], a
         args = (g, x, scale, zero_point, -8, 7, axis, learnable, 0.5)
         for a, b in zip(emulated.affine_backward(*args), torch.ops.fastq.affine_backward(*args), strict=True):
             assert same_bits(a, b)
+
+
+@torch.no_grad()
+def test_many_tensors_have_the_bits_of_the_cpu(emulated: Any) -> None:
+    """Every walk and dtype in one launch, and more jobs of sums than one launch takes."""
+    names = [*(name for name in SHAPES if not name.startswith("more chunks")), "one chunk exactly"]
+    x, g, step, axis, group = [], [], [], [], []
+    for i in range(110):
+        dtype = DTYPES[0] if i < 100 else DTYPES[i % 4]
+        one = inputs(names[i % len(names)], dtype, offset=False, shift=i % 2, special=i % 3 == 0)
+        for values, value in zip((x, g, step, axis, group), (*one[:3], *one[4:]), strict=True):
+            values.append(value)
+    each = ([-8] * len(x), [7] * len(x), axis, group, 1e-8)
+    for ours, theirs in (
+        (emulated.foreach_lsq_forward(x, step, *each), torch.ops.fastq.foreach_lsq_forward(x, step, *each)),
+        (
+            emulated.foreach_lsq_backward(g, x, step, *each, 0, 0.5, 1),
+            torch.ops.fastq.foreach_lsq_backward(g, x, step, *each, 0, 0.5, 1),
+        ),
+    ):
+        assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -75,7 +75,7 @@ def describe(compiled: Any) -> dict[str, Any]:
 def main(capability: int, storages: list[str]) -> None:
     report = {}
     for number, method in enumerate(methods()):
-        # Storage and tiles are the skeleton's affair: all four dtypes and every tile for two methods, one dtype and two tiles for each.
+        # Storage and tiles are the skeleton's affair: every dtype and tile for two methods, one dtype and two tiles for the others.
         for storage in storages[: 4 if number < 2 else 1]:
             arithmetic = "fp64" if storage == "fp64" else "fp32"
             F = STORAGE[storage]

@@ -44,6 +44,13 @@ def main() -> None:
         report = check_quantizer(affine, affine_reference, [AFFINE_CASES[i] for i in some_affine], **few, name="triton affine")
         print(report)
         print(len(report.results), "results")
+        weights = [torch.randn(4, 33, requires_grad=True), torch.randn(70, requires_grad=True)]
+        steps = [torch.rand(4).add(0.1).requires_grad_(), torch.rand(1).add(0.1).requires_grad_()]
+        many = fastq.foreach_lsq(weights, steps, bits=4, axis=[0, None])
+        each = [fastq.lsq(w, s, bits=4, axis=a) for w, s, a in zip(weights, steps, (0, None), strict=True)]
+        found, wanted = (torch.autograd.grad(sum(y.sin().sum() for y in q), [*weights, *steps]) for q in (many, each))
+        if not all(same_bits(a, b) for a, b in zip([*many, *found], [*each, *wanted], strict=True)):
+            raise SystemExit("foreach_lsq differs from lsq")
         check_sums(lsq)
         check_division(lsq)
         x = torch.tensor([float("nan"), 30.0, -30.0, 0.31], requires_grad=True)

@@ -1,0 +1,22 @@
+"""Many tensors at once, in plain PyTorch: each by itself. The specification of what the fused kernels do in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["foreach_lsq"]
+
+
+def foreach_lsq(weights: Sequence[torch.Tensor], steps: Sequence[torch.Tensor], **keywords: Any) -> tuple[torch.Tensor, ...]:
+    """``tuple(lsq(w, s, ...) for w, s in zip(weights, steps))``: arguments and errors as :func:`fastq.foreach_lsq`."""
+    from ..ops.foreach import resolve  # the one set of checks; imported late because fastq.ops builds on this module
+    from .lsq import LSQReference
+
+    arguments = resolve(weights, steps, **keywords)
+    return tuple(
+        LSQReference.apply(w, s, None, *arguments.of(i), arguments.boundary, arguments.grad_scale, 1.0, arguments.eps)
+        for i, (w, s) in enumerate(zip(weights, steps, strict=True))
+    )

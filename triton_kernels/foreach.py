@@ -1,0 +1,30 @@
+"""LSQ of many tensors: a launch for each, by the kernels of one (``lsq.py``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastq.ops._library import implement_triton
+
+from .lsq import backward_op, forward_op
+
+
+def _forward_op(x: Any, step: Any, qmin: Any, qmax: Any, axis: Any, group_size: Any, eps: float) -> Any:
+    each = zip(x, step, qmin, qmax, axis, group_size, strict=True)
+    return [forward_op(w, s, None, low, high, a, group, eps) for w, s, low, high, a, group in each]
+
+
+def _backward_op(
+    grad: Any, x: Any, step: Any, qmin: Any, qmax: Any, axis: Any, group_size: Any, eps: float,
+    boundary: int, grad_scale: float, grad_norm: int,
+) -> Any:  # fmt: skip
+    each = zip(grad, x, step, qmin, qmax, axis, group_size, strict=True)
+    found = [
+        backward_op(g, w, s, None, low, high, a, group, eps, boundary, grad_scale, grad_norm, 1.0)
+        for g, w, s, low, high, a, group in each
+    ]
+    return [dx for dx, _, _ in found] + [dstep for _, dstep, _ in found]
+
+
+implement_triton("foreach_lsq_forward", _forward_op)
+implement_triton("foreach_lsq_backward", _backward_op)
