@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .quantizer import LSQ
+from .weights import quantized_together
 
 __all__ = ["QUANTIZED", "QuantConv1d", "QuantConv2d", "QuantLinear"]
 
@@ -43,7 +44,10 @@ class _Quantized:
 
     def _quantized(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = input if self.input_quantizer is None else self.input_quantizer(input)
-        return x, self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        if self.weight_quantizer is None:
+            return x, self.weight
+        weight = quantized_together(self)
+        return x, self.weight_quantizer(self.weight) if weight is None else weight
 
     @classmethod
     def from_float(cls, module: Any, *, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> Self:

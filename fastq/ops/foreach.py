@@ -36,8 +36,10 @@ class Arguments:
 
     def some(self, chosen: list[int]) -> Arguments:
         """Of these tensors alone."""
-        lists = ([values[i] for i in chosen] for values in (self.qmin, self.qmax, self.axis, self.group_size))
-        return Arguments(*lists, self.boundary, self.grad_scale, self.eps)
+        low, high, axis, group = (
+            [values[i] for i in chosen] for values in (self.qmin, self.qmax, self.axis, self.group_size)
+        )  # fmt: skip
+        return Arguments(low, high, axis, group, self.boundary, self.grad_scale, self.eps)
 
 
 def _check_all(x: Sequence[torch.Tensor], step: Sequence[torch.Tensor], axis: Sequence[int], group_size: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..nn import LSQ, QUANTIZED
+from ..nn.weights import group_weights as group
 from ..tables import table
 from .recipe import LayerRecipe, Recipe
 
@@ -77,7 +78,7 @@ def _quantizers(module: nn.Module, r: LayerRecipe) -> dict[str, LSQ | None]:
     return {"weight_quantizer": weight_quantizer, "input_quantizer": input_quantizer}
 
 
-def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
+def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> Preparation:
     """Replace the Linear, Conv1d and Conv2d layers of ``model`` in place by their quantized forms.
 
     The layers keep their parameters, so that an optimizer made before goes on working; add the new ones (the steps) to it. The
@@ -91,6 +92,8 @@ def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
         model: any module. Layers shared between several places are replaced once and stay shared. Only the three types
             themselves are replaced: a subclass may compute something else, and is reported.
         recipe: such as ``fastq.recipes.lsq(weight_bits=4, activation_bits=4)``.
+        group_weights: quantize all weights in one call for each forward pass of the model (:mod:`fastq.nn.weights` tells when), by
+            two hooks on it. The gradients of the quantized weights are then held until all are there: once the weights' size.
 
     Returns:
         What was done to each layer; print it. ``.model`` is the model.
@@ -160,4 +163,6 @@ def prepare(model: nn.Module, recipe: Recipe) -> Preparation:
                 parent._modules[child_name] = new[child]
     model = new.get(model, model)
     _leave_fast_path(model)
+    if group_weights:
+        group(model)
     return Preparation(model, tuple(layers))
