@@ -3,7 +3,7 @@
 #   WHEELS=dir  wheels to install first, on a machine without a network
 #   GPU_PYTHON  the Python with a CUDA torch (default: the first python3; dry: the environment of `make test`)
 #   BENCH=...   options of `python -m benchmarks`, such as BENCH=--quick
-.PHONY: bench bench-plot gpu gpu-test gpu-sanitize gpu-bench
+.PHONY: bench bench-compat bench-plot gpu gpu-test gpu-sanitize gpu-bench
 
 ifdef DRY
 GPU_PYTHON ?= $(BIN)/python
@@ -17,6 +17,9 @@ GPU_RUN = $(GPU_PYTHON) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(WHEELS),--wh
 bench: $(VENV)/.ready ## measure on this CPU, check the goals, rewrite the README's table (6 minutes; BENCH=--quick: seconds)
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.readme
+
+bench-compat: $(VENV)/.ready ## measure the drop-ins against the libraries they stand in for, rewrite MIGRATING.md's table (2 minutes)
+	$(BIN)/python -m benchmarks.compat $(BENCH)
 
 bench-plot: $(VENV)/.ready ## draw the plots again and regenerate the README's table and PENDING.md, without measuring
 	$(BIN)/python -m benchmarks.readme --plots

@@ -33,11 +33,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def missing(submodule: str, package: str, error: ImportError) -> ImportError:
-    """The error of a submodule whose library does not import: what to install, and what was wrong."""
-    return ImportError(
-        f"fastq.compat.{submodule} needs {package}, which does not import here ({type(error).__name__}: {error}); "
-        f"install it with: pip install {package}"
-    )

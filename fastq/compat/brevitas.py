@@ -26,7 +26,7 @@ import torch
 from ..granularity import check_input, compute_dtype
 from ..ops.lsq import LSQ
 from ..ranges import BOUNDARIES, LARGEST_CODE
-from . import missing
+from .missing import missing
 from .reading import Reading
 
 if os.environ.get("BREVITAS_JIT", "").lower() in ("1", "y", "yes", "t", "true", "on"):  # before the import, which then compiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from torch.compiler import is_compiling
 
 
 class Reading:
@@ -26,8 +26,11 @@ class Reading:
 
     def of(self, tensor: Any, read: Callable[[Any], Any]) -> Any:
         """``read(tensor)``, or what it gave before."""
-        if torch.compiler.is_compiling() or tensor.is_inference():  # neither has a version that could be asked for
+        if is_compiling():
             return read(tensor)
-        if self.tensor is not tensor or self.version != tensor._version:
-            self.value, self.tensor, self.version = read(tensor), tensor, tensor._version
+        if self.tensor is tensor and self.version == tensor._version:
+            return self.value
+        if tensor.is_inference():  # has no version that could be asked for, and so is never kept
+            return read(tensor)
+        self.value, self.tensor, self.version = read(tensor), tensor, tensor._version
         return self.value

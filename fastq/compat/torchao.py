@@ -28,7 +28,7 @@ import torch
 
 from ..granularity import check_input, compute_dtype
 from ..ops.affine import FakeQuantizeAffine
-from . import missing
+from .missing import missing
 
 try:
     from torchao.quantization import qat as _qat
