@@ -1,8 +1,8 @@
 """``python -m benchmarks.compat``: the drop-ins of fastq.compat against the libraries they stand in for; MIGRATING.md's table.
 
 Each pair is a module of the library and ours, made alike. Their outputs are compared first; a pair that disagrees shows no time.
-Then forward and backward of both in turns, and the median of each. Writes ``results/compat/cpu.json`` and the table in MIGRATING.md;
-``--quick`` measures small tensors for a moment and writes nothing.
+Then forward and backward of both in turns, and the median of each. Writes ``results/compat/cpu.json`` and MIGRATING.md's
+table; ``--quick`` measures small tensors for a moment and writes nothing.
 """
 
 from __future__ import annotations
