@@ -81,6 +81,49 @@ def _covers(scaling: Any, int_scaling: Any) -> bool:
     )
 
 
+def _block(length: int) -> int:
+    """The largest divisor of ``length`` up to 128: so many elements at a time are searched for their largest."""
+    return next(b for b in range(min(length, 128), 0, -1) if length % b == 0)
+
+
+class _LargestMagnitude(torch.autograd.Function):
+    """``max |x|`` of each row of a matrix; the gradient goes to the first element that has it, with its sign.
+
+    ``torch.max(torch.abs(x), 1)`` writes ``|x|``, and on CPUs searches one element after another. Here the extrema of blocks, which
+    need no index, tell the block, and the search is within that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        count, length = rows.shape
+        blocks = rows.view(count, -1, _block(length))
+        best = torch.maximum(blocks.amax(2), -blocks.amin(2)).max(1, keepdim=True).indices
+        found = blocks.gather(1, best.unsqueeze(2).expand(-1, 1, blocks.shape[2])).squeeze(1)
+        within = found.abs().max(1, keepdim=True).indices
+        value = found.gather(1, within).squeeze(1)
+        ctx.save_for_backward(best * blocks.shape[2] + within, value.sign())
+        ctx.length = length
+        return value.abs()
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        index, sign = ctx.saved_tensors
+        return g.new_zeros(g.shape[0], ctx.length).scatter_(1, index, (g * sign).unsqueeze(1))
+
+
+class _AbsMax(AbsMax):
+    """Brevitas' ``AbsMax``: the largest magnitude of a tensor, or along its last axis. Without parameters, and so without state."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dim = self.stats_reduce_dim
+        if x.numel() == 0 or (dim is not None and dim % x.dim() != x.dim() - 1):
+            return super().forward(x)
+        if dim is None:
+            return _LargestMagnitude.apply(x.reshape(1, -1)).squeeze(0)
+        largest = _LargestMagnitude.apply(x.reshape(-1, x.shape[-1]))
+        return largest.view(*x.shape[:-1], 1) if self.keepdim else largest.view(x.shape[:-1])
+
+
 class RescalingIntQuant(_BrevitasRescalingIntQuant):
     """Brevitas' ``RescalingIntQuant``: ``(y, scale, zero_point, bit_width) = tensor_quant(x)``, with a fused quantization.
 
@@ -90,7 +133,9 @@ class RescalingIntQuant(_BrevitasRescalingIntQuant):
         dx = g inside, else 0
         dscale = sum g * (round(v) - v inside; clip(v) - zero_point outside),   dzero = sum -scale * g outside
 
-    inside meaning ``qmin <= round(v) <= qmax``. What learns below scale and zero-point gets its gradient through Brevitas' modules.
+    inside meaning ``qmin <= round(v) <= qmax``. What learns below scale and zero-point gets its gradient through Brevitas' modules;
+    of a weight's statistics the largest magnitude is found without a pass that writes, and if several weights have it, the first
+    gets the gradient.
 
     Args:
         int_quant: Brevitas' ``IntQuant`` with ``RoundSte`` and ``TensorClamp`` or ``TensorClampSte`` (see the module).
@@ -118,6 +163,10 @@ class RescalingIntQuant(_BrevitasRescalingIntQuant):
         if clamp not in (TensorClamp, TensorClampSte):
             _refuse(f"tensor_clamp_impl is a {clamp.__name__}", "use TensorClamp")
         self._check_rounding(int_quant)
+        if isinstance(scaling_impl, StatsFromParameterScaling):
+            stats = scaling_impl.parameter_list_stats.stats
+            if type(stats.stats_impl) is AbsMax:
+                stats.stats_impl = _AbsMax(stats.stats_impl.stats_reduce_dim, stats.stats_impl.keepdim)
         self._bits = Reading()
         self._shifted = not isinstance(zero_point_impl, ZeroZeroPoint)
         self._range()
