@@ -59,6 +59,8 @@ COMPILED = "tests/triton/test_compiled.py::test_division_is_rounded_to_nearest[9
 INITIAL = "tests/nn/test_initializers.py"
 CONVERTED = "tests/deploy/test_conversion.py"
 BORDERS = "tests/deploy/test_conversion.py::test_conv1d"
+DIRECT = "tests/ops/test_direct.py"
+DIRECT_NN = "tests/nn/test_direct.py"
 INTEGER = "tests/deploy/test_integer.py"
 
 
@@ -151,6 +153,61 @@ MUTANTS = [
             TENSOR, "core multiplies by 1 / scale",
         ),
         ("cpu-core-fused", "Fused<V>::of(x, p[2], z)", "x * p[2] + z", LEARNABLE, "core's learnable backward pass rounds once"),
+    ),
+    *mutants(
+        "csrc/methods/direct.h",
+        (
+            "cpu-direct-tie", "select(above < 0.0f, -above, above) < select(", "select(above < 0.0f, -above, above) <= select(",
+            f"{DIRECT}::test_updates_equal_the_reference", "half-way the lower level has it",
+        ),
+        (
+            "cpu-direct-order", "return (w + r) - lr * g;", "return w + (r - lr * g);",
+            f"{DIRECT}::test_updates_equal_the_reference", "the order of the roundings is part of the formula",
+        ),
+        (
+            "cpu-direct-above-all", "select(above > 0.0f, high, select(high > 0, high - 1, high))",
+            "select(high > 0, high - 1, high)",
+            f"{DIRECT}::test_what_is_not_finite_shows_in_the_residual", "beyond the last level there is one neighbour",
+        ),
+    ),
+    *mutants(
+        "csrc/cpu/direct.cpp",
+        (
+            "cpu-direct-code-beyond", "sum[lane * levels + (codes[j] & (levels - 1))]",
+            "sum[lane * levels + (codes[j] < levels ? codes[j] : levels - 1)]",
+            f"{DIRECT}::test_weights_equal_the_reference", "a code beyond the levels counts modulo their number, backward as well",
+        ),
+    ),
+    *mutants(
+        "csrc/cuda/direct.cu",
+        (
+            "cuda-direct-last-chunks", "chunk < c.chunks(); chunk += kDirectFinish",
+            "chunk < c.chunks() - 1; chunk += kDirectFinish",
+            f"{CUDA}::test_direct_has_the_bits_of_the_cpu", "every chunk's sum counts",
+        ),
+        (
+            "cuda-direct-unmasked-code", "shared.code[i] = codes[i] & uint8_t(levels - 1);", "shared.code[i] = codes[i];",
+            f"{CUDA}::test_direct_has_the_bits_of_the_cpu", "modulo the number of levels",
+        ),
+    ),
+    *mutants(
+        "fastq/nn/direct.py",
+        (
+            "direct-sign-of-the-step", "lr=-1.0, rho=m.rho", "lr=1.0, rho=m.rho",
+            f"{DIRECT_NN}::test_a_step_of_sgd_is_the_update_itself", "the delta is the step itself, not a gradient",
+        ),
+        (
+            "direct-relabel", "renamed = place[self.order]", "renamed = place[order]",
+            f"{DIRECT_NN}::test_levels_that_change_places_are_relabelled_and_no_weight_moves",
+            "a code is renamed from what it stood for",
+        ),
+    ),
+    *mutants(
+        "triton_kernels/direct.py",
+        (
+            "triton-direct-tie", "tl.abs(above) < tl.abs(below)", "tl.abs(above) <= tl.abs(below)",
+            f"{DIRECT}::test_triton_equals_the_reference_in_its_interpreter", "half-way the lower level has it",
+        ),
     ),
     *mutants(
         "csrc/cpu/elementwise.h",

@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from .dispatch import backends as backends
     from .dispatch import supports as supports
     from .dispatch import use_backend as use_backend
+    from .nn.direct import DirectOptimizer as DirectOptimizer
     from .ops.affine import _fake_quantize_learnable_per_channel_affine as _fake_quantize_learnable_per_channel_affine
     from .ops.affine import _fake_quantize_learnable_per_tensor_affine as _fake_quantize_learnable_per_tensor_affine
     from .ops.affine import fake_quantize_per_channel_affine as fake_quantize_per_channel_affine
     from .ops.affine import fake_quantize_per_tensor_affine as fake_quantize_per_tensor_affine
+    from .ops.direct import direct_update_ as direct_update_
+    from .ops.direct import direct_weight as direct_weight
     from .ops.foreach import foreach_lsq as foreach_lsq
     from .ops.lsq import lsq as lsq
     from .recipes.prepare import prepare as prepare
@@ -38,10 +41,13 @@ __version__ = "0.1.0"
 
 #: What is public, and the submodule it comes from; the submodules themselves stand below.
 _FUNCTIONS = {
+    "DirectOptimizer": "nn",
     "_fake_quantize_learnable_per_channel_affine": "ops",
     "_fake_quantize_learnable_per_tensor_affine": "ops",
     "backends": "dispatch",
     "convert": "deploy",
+    "direct_update_": "ops",
+    "direct_weight": "ops",
     "fake_quantize_per_channel_affine": "ops",
     "fake_quantize_per_tensor_affine": "ops",
     "foreach_lsq": "ops",

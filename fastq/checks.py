@@ -13,8 +13,9 @@ def set_checks(enabled: bool) -> None:
     """Turn the checking mode on or off (off at first), for all threads.
 
     On, every op looks at the values it is given and raises ``ValueError`` for a step that is zero, negative, infinite
-    or NaN, and for a NaN in ``x`` or ``offset``. Looking synchronises with the device: a mode for finding a fault,
-    not for training. Off, METHODS' documented results apply: ``max(|step|, eps)``, and NaN goes through.
+    or NaN, for a NaN in ``x`` or ``offset``, for levels that do not ascend and for codes that name none. Looking
+    synchronises with the device: a mode for finding a fault, not for training. Off, METHODS' documented results apply:
+    ``max(|step|, eps)``, and NaN goes through.
     """
     global _enabled
     _enabled = bool(enabled)
@@ -29,5 +30,27 @@ def check_values(
     if not bool((step.isfinite() & (step > 0)).all()):
         raise ValueError(f"{op}: {names[0]} must be positive and finite everywhere, got {step.detach().flatten()[:8].tolist()}")
     for name, t in (("x", x), (names[1], offset)):
+        if t is not None and bool(t.isnan().any()):
+            raise ValueError(f"{op}: {name} holds NaN ({int(t.isnan().sum())} of {t.numel()} elements)")
+
+
+def check_levels(
+    op: str, codes: torch.Tensor, levels: torch.Tensor, residual: torch.Tensor | None = None, grad: torch.Tensor | None = None
+) -> None:
+    """Raise ``ValueError`` where levels do not ascend: on the CPU always, on a GPU, where looking waits, in the checking mode.
+
+    The checking mode also refuses levels that are not finite, codes that name no level, and NaN in ``residual`` and ``grad``.
+    """
+    if torch.compiler.is_compiling():
+        return  # a compiled program does not look at values
+    if (_enabled or levels.device.type == "cpu") and not bool((levels[1:] >= levels[:-1]).all()):
+        raise ValueError(f"{op}: levels must be in ascending order without NaN, got {levels.detach()[:16].tolist()}")
+    if not _enabled:
+        return
+    if not bool(levels.isfinite().all()):
+        raise ValueError(f"{op}: levels must be finite, got {levels.detach()[:16].tolist()}")
+    if codes.numel() and int(codes.max()) >= levels.numel():
+        raise ValueError(f"{op}: codes must be below the number of levels, {levels.numel()}, got {int(codes.max())}")
+    for name, t in (("residual", residual), ("grad", grad)):
         if t is not None and bool(t.isnan().any()):
             raise ValueError(f"{op}: {name} holds NaN ({int(t.isnan().sum())} of {t.numel()} elements)")

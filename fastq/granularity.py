@@ -105,8 +105,12 @@ def expand(p: torch.Tensor, x: torch.Tensor, axis: int, group_size: int) -> torc
 
 def in_layout_of(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """``t`` with the dtype of ``x`` and the strides of ``torch.empty_like(x)``."""
-    t = t.to(x.dtype)
-    like = torch.empty_like(x)
+    return like_strides(x, t.to(x.dtype))
+
+
+def like_strides(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """``t``, of a dtype of its own, with the strides of ``torch.empty_like(x)``."""
+    like = torch.empty_like(x, dtype=t.dtype)
     return t if t.stride() == like.stride() else like.copy_(t)
 
 

@@ -5,6 +5,7 @@ Importing it registers every method's operators. A method is a file of its name;
 ``numeric`` the exact arithmetic. Under ``TRITON_INTERPRET=1`` (set before the first import) the same code runs on the CPU.
 """
 
+from . import direct as direct
 from . import foreach as foreach
 from .affine import AFFINE, AFFINE_PER_CHANNEL, AFFINE_PER_TENSOR
 from .elementwise import Method

@@ -288,7 +288,7 @@ def _is_dense(t: torch.Tensor) -> bool:
 def _like(t: torch.Tensor, layout: torch.Tensor) -> torch.Tensor:
     """``t`` in the layout of ``layout``; copied only where it has another."""
     same = all(t.stride(d) == layout.stride(d) for d in range(t.dim()) if t.shape[d] != 1)
-    return t if same else torch.empty_like(layout).copy_(t)
+    return t if same else torch.empty_like(layout, dtype=t.dtype).copy_(t)
 
 
 def _dense(x: torch.Tensor, logical: bool) -> torch.Tensor:

@@ -4,7 +4,11 @@
 #include <algorithm>
 #include <utility>
 
+#include "../cpu/dispatch.h"
+
 namespace fastq {
+
+FASTQ_CPU_TABLE(DirectLoops, direct_loops)
 
 namespace {
 
@@ -105,8 +109,35 @@ void backward_many(std::vector<Call>& calls, const Tensor&) {
               [](const Loops& k, const Call& c, int64_t begin, int64_t end) { k.finish(c, begin, end); });
 }
 
+const DirectLoops& direct() {
+  const char* error = nullptr;
+  const DirectLoops* loops = chosen_direct_loops(&error);
+  STD_TORCH_CHECK(loops != nullptr, "fastq: ", error);
+  return *loops;
+}
+
+void over_chunks(const DirectCall& c, void (*loop)(const DirectCall&, int64_t, int64_t)) {
+  const auto body = [&](int64_t begin, int64_t end) { loop(c, begin, end); };
+  if (c.numel <= kGrain) return body(0, c.chunks());
+  torch::stable::parallel_for(0, c.chunks(), kGrain / kDirectChunk, body);
+}
+
+void direct_weight(DirectCall& c, const Tensor&) {
+  over_chunks(c, direct().weight);
+}
+
+void direct_gradient(DirectCall& c, const Tensor&) {
+  over_chunks(c, direct().gradient);
+  direct().finish(c, 0, c.levels);
+}
+
+void direct_update(DirectCall& c, const Tensor&) {
+  over_chunks(c, direct().update);
+}
+
 }  // namespace
 
+const DirectRunner kDirectCpu = {direct_weight, direct_gradient, direct_update};
 const Runner kCpu = {forward, backward, true, forward_many, backward_many};
 
 }  // namespace fastq

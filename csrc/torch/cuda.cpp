@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "../cuda/direct.h"
 #include "../cuda/kernels.h"
 
 namespace fastq {
@@ -23,6 +24,8 @@ void run(Calls& c, const Tensor& x) {
 
 }  // namespace
 
+const DirectRunner kDirectCuda = {run<DirectCall, cuda::direct_weight>, run<DirectCall, cuda::direct_gradient>,
+                                  run<DirectCall, cuda::direct_update>};
 const Runner kCuda = {run<Call, cuda::forward>, run<Call, cuda::backward>, false,
                       run<std::vector<Call>, cuda::forward_many>, run<std::vector<Call>, cuda::backward_many>};
 

@@ -8,14 +8,12 @@
 
 namespace fastq {
 
-namespace {
-
 using torch::headeronly::ScalarType;
 
 // What every message begins with: the operator, then what of it is wrong.
 #define FASTQ_CHECK(condition, ...) STD_TORCH_CHECK(condition, "fastq::", a.op, ": ", __VA_ARGS__)
 
-std::string shape_of(const int64_t* sizes, size_t dim) {
+static std::string shape_of(const int64_t* sizes, size_t dim) {
   std::string text = "(";
   for (size_t d = 0; d < dim; ++d) text += std::to_string(sizes[d]) + (d + 1 < dim ? ", " : dim == 1 ? "," : "");
   return text + ")";
@@ -24,13 +22,15 @@ std::string shape_of(const Tensor& t) {
   return shape_of(t.sizes().data(), t.dim());
 }
 
-DType storage_type(const Arguments& a, const Tensor& x) {
+DType storage_type(const char* op, const char* name, const Tensor& x) {
   switch (x.scalar_type()) {
     case ScalarType::Float: return DType::f32;
     case ScalarType::BFloat16: return DType::bf16;
     case ScalarType::Half: return DType::f16;
     case ScalarType::Double: return DType::f64;
-    default: FASTQ_CHECK(false, "x must be float32, bfloat16, float16 or float64, got ", x.scalar_type());
+    default:
+      STD_TORCH_CHECK(false, "fastq::", op, ": ", name, " must be float32, bfloat16, float16 or float64, got ",
+                      x.scalar_type());
   }
 }
 
@@ -63,7 +63,7 @@ bool same_layout(const Tensor& a, const Tensor& b) {
 
 // Straight from the allocator. A call through the dispatcher by name, as torch::stable::empty_like makes it, costs more
 // than to quantize a thousand elements.
-Tensor allocate(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype = -1) {
+Tensor allocate(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
   int32_t device_type = 0, device_index = 0;
   if (dtype < 0) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
@@ -78,6 +78,8 @@ Tensor allocate(const Tensor& like, int64_t dim, const int64_t* sizes, const int
 Tensor allocate_like(const Tensor& t) {
   return is_dense(t) ? allocate(t, t.dim(), t.sizes().data(), t.strides().data()) : torch::stable::empty_like(t);
 }
+
+namespace {
 
 Tensor allocate_contiguous_like(const Tensor& t) {
   std::vector<int64_t> strides(t.dim());
@@ -99,12 +101,17 @@ Tensor workspace(const Tensor& like, bool f64, int count, int64_t elements, void
   return t;
 }
 
-// `t` in the layout of `like`, copied only where it has another (an expanded gradient has strides of 0).
+}  // namespace
+
+// `t` in the layout of `like`, which is dense; copied only where it has another (an expanded gradient has strides of
+// 0).
 Tensor in_layout_of(const Tensor& t, const Tensor& like) {
   if (same_layout(t, like)) return t;
-  Tensor copy = allocate_like(like);
+  Tensor copy = allocate(t, like.dim(), like.sizes().data(), like.strides().data());
   return torch::stable::copy_(copy, t);
 }
+
+namespace {
 
 struct Prepared {
   Tensor x;  // dense
@@ -137,17 +144,21 @@ void mask_bounds(Call& c, int64_t boundary) {
   if (upper_belongs) c.upper = above(c.upper, f64);
 }
 
+}  // namespace
+
 // The operators have no autograd formula: a gradient would be lost in silence. Whether a tensor requires one, the
 // stable ABI does not say; Python does (fastq/ops/_library.py). Under the autograd nodes grad mode is off, and nobody
 // is asked.
-void refuse_gradients(const Arguments& a, const Tensor& t) {
+void refuse_gradients(const char* op, const Tensor& t) {
   if (!aoti_torch_grad_mode_is_enabled()) return;
   std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("fastq::requires_grad", "", stack.data(), TORCH_ABI_VERSION));
-  STD_TORCH_CHECK(!torch::stable::detail::to<bool>(stack[0]), "fastq::", a.op,
+  STD_TORCH_CHECK(!torch::stable::detail::to<bool>(stack[0]), "fastq::", op,
                   " is a private operator without an autograd formula, and an input requires a gradient; call the "
                   "public function of fastq, or this one under torch.no_grad()");
 }
+
+namespace {
 
 // The checks of the Python side once more: these are what stands between a caller of the operator and foreign memory.
 void check_arguments(const Arguments& a, const Tensor& x) {
@@ -208,14 +219,14 @@ void check_word(const Arguments& a, const Tensor& x) {
 }
 
 Prepared prepare(const Runner& runner, const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
-  refuse_gradients(a, x);
-  for (const Tensor& parameter : parameters) refuse_gradients(a, parameter);
+  refuse_gradients(a.op, x);
+  for (const Tensor& parameter : parameters) refuse_gradients(a.op, parameter);
   check_arguments(a, x);
   check_word(a, x);
   Prepared p{x, {}, {}, {}};
   Call& c = p.call;
   c.method = a.method;
-  c.dtype = storage_type(a, x);
+  c.dtype = storage_type(a.op, "x", x);
   c.parameters = a.parameters;
   c.prepared_values = a.prepared_values;
   c.qmin = double(a.qmin);
@@ -269,13 +280,13 @@ Prepared prepare(const Runner& runner, const Arguments& a, const Tensor& x, cons
   return p;
 }
 
+}  // namespace
+
 // What a copied x was computed into, in the layout that the caller expects.
 Tensor restore(const Tensor& out, const Tensor& x) {
   Tensor y = torch::stable::empty_like(x);
   return same_layout(out, y) ? out : torch::stable::copy_(y, out);
 }
-
-}  // namespace
 
 Tensor workspace(const Tensor& like, int64_t elements) {
   const int64_t stride = 1;
@@ -308,7 +319,7 @@ Job forward_job(const Runner& runner, const Arguments& a, const Tensor& x, const
 
 Job backward_job(const Runner& runner, const Arguments& a, const Tensor& grad, const Tensor& x,
                  const std::vector<Tensor>& parameters) {
-  refuse_gradients(a, grad);
+  refuse_gradients(a.op, grad);
   Job job{prepare(runner, a, x, parameters), {}};
   Call& c = job.p.call;
   check_gradient(a, grad, x);

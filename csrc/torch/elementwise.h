@@ -9,6 +9,7 @@
 
 #include <array>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "../cpu/call.h"
@@ -75,6 +76,17 @@ std::vector<Tensor> run_forward_many(const Runner&, const std::vector<Arguments>
 std::vector<std::vector<Tensor>> run_backward_many(const Runner&, const std::vector<Arguments>&,
                                                    const std::vector<Tensor>& g, const std::vector<Tensor>& x,
                                                    const std::vector<std::vector<Tensor>>& parameters);
+// What operators with loops of their own need as well.
+std::string shape_of(const Tensor& t);
+DType storage_type(const char* op, const char* name, const Tensor& x);
+void refuse_gradients(const char* op, const Tensor& t);
+std::vector<int64_t> memory_order(const Tensor& t);
+bool is_dense(const Tensor& t);
+bool same_layout(const Tensor& a, const Tensor& b);
+Tensor allocate(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype = -1);
+Tensor allocate_like(const Tensor& t);
+Tensor in_layout_of(const Tensor& t, const Tensor& like);
+Tensor restore(const Tensor& out, const Tensor& x);
 
 // An uninitialised vector with the dtype and device of `like`.
 Tensor workspace(const Tensor& like, int64_t elements);

@@ -3,4 +3,5 @@
 
 STABLE_TORCH_LIBRARY_IMPL(fastq, CPU, m) {
   fastq::implement_operators<fastq::kCpu>(m);
+  fastq::implement_direct<fastq::kDirectCpu>(m);
 }

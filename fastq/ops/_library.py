@@ -25,6 +25,19 @@ def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
     for space, library in _libraries.items():
         library.define(name + schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
         torch.library.register_fake(f"{space}::{name}", fake, lib=library)
+        if "!" in schema:
+            _count_changes(library, getattr(getattr(torch.ops, space), name).default)
+
+
+def _count_changes(library: torch.library.Library, operator: Any) -> None:
+    """Autograd learns of the arguments that ``operator`` changes: who saved one for a backward pass must not use it."""
+    changed = [i for i, a in enumerate(operator._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+
+    def count(keys: Any, *args: Any) -> Any:
+        torch.autograd.graph.increment_version([args[i] for i in changed if args[i] is not None])
+        return operator.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *args)
+
+    library.impl(operator._schema.name.split("::")[1], count, "ADInplaceOrView", with_keyset=True)
 
 
 class BackwardOnce(torch.autograd.Function):

@@ -1,6 +1,8 @@
 // The operators of csrc/torch/register_cuda.cpp over the kernels of csrc/cuda compiled as plain C++, for CPU tensors:
 // fastq_emulated::NAME. Everything of the CUDA backend but the launch and the hardware.
+#include "../../csrc/cuda/direct.h"
 #include "../../csrc/cuda/kernels.h"
+#include "../../csrc/torch/direct.h"
 #include "../../csrc/torch/operators.h"
 
 namespace fastq {
@@ -16,6 +18,9 @@ void run(Calls& c, const Tensor&) {
 }  // namespace
 
 extern const Runner kEmulated;
+extern const DirectRunner kDirectEmulated;
+const DirectRunner kDirectEmulated = {run<DirectCall, cuda::direct_weight>, run<DirectCall, cuda::direct_gradient>,
+                                      run<DirectCall, cuda::direct_update>};
 const Runner kEmulated = {run<Call, cuda::forward>, run<Call, cuda::backward>, false,
                           run<std::vector<Call>, cuda::forward_many>, run<std::vector<Call>, cuda::backward_many>};
 
@@ -23,4 +28,5 @@ const Runner kEmulated = {run<Call, cuda::forward>, run<Call, cuda::backward>, f
 
 STABLE_TORCH_LIBRARY_IMPL(fastq_emulated, CPU, m) {
   fastq::implement_operators<fastq::kEmulated>(m);
+  fastq::implement_direct<fastq::kDirectEmulated>(m);
 }

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.source
 def build() -> Path:
     """The kernels and their operators as one library; built again when a source has changed."""
     kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    sources = [*kernels, ROOT / "csrc/torch/elementwise.cpp", ROOT / "tests/cuda/emulation.cpp"]
+    sources = [*kernels, ROOT / "csrc/torch/direct.cpp", ROOT / "csrc/torch/elementwise.cpp", ROOT / "tests/cuda/emulation.cpp"]
     digest = hashlib.sha256(f"{torch.__version__} {FLAGS}".encode())
     for folder in ("cuda", "torch", "methods", "cpu"):
         for path in sorted((ROOT / "csrc" / folder).iterdir()):
@@ -213,3 +213,40 @@ def test_many_tensors_have_the_bits_of_the_cpu(emulated: Any) -> None:
         ),
     ):
         assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def moved(t: torch.Tensor) -> torch.Tensor:
+    """A copy that lies as far beside 16 bytes as ``t`` does."""
+    start = t.storage_offset()
+    return torch.empty(start + t.numel(), dtype=t.dtype)[start:].view(t.shape).copy_(t)
+
+
+@pytest.mark.parametrize("levels", [2, 8, 32, 256])
+@pytest.mark.parametrize("shape", [(1,), (4096,), (3, 4099), (150_001,)], ids=str)
+@torch.no_grad()
+def test_direct_has_the_bits_of_the_cpu(emulated: Any, shape: tuple[int, ...], levels: int) -> None:
+    generator = torch.Generator().manual_seed(levels)
+    level = torch.randn(levels, generator=generator).sort().values
+    for i, dtype in enumerate(DTYPES[:3]):
+        n = torch.Size(shape).numel()
+        # `i` elements further on: 16-byte loads, and loads one by one
+        codes = torch.randint(256, (n + i,), generator=generator, dtype=torch.uint8)[i:].view(shape)
+        g = torch.randn(n + i, generator=generator).to(dtype)[i:].view(shape)
+        g.view(-1)[::7] = torch.tensor([float("nan"), float("inf"), 0.0]).repeat(n)[: len(g.view(-1)[::7])]
+        assert same_bits(
+            emulated.direct_weight_forward(codes, level, dtype), torch.ops.fastq.direct_weight_forward(codes, level, dtype)
+        )
+        for gradient in (g, g.nan_to_num(posinf=1.0)):
+            ours = emulated.direct_weight_backward(gradient, codes, levels)
+            assert same_bits(ours, torch.ops.fastq.direct_weight_backward(gradient, codes, levels))
+        for residual_dtype in (*DTYPES[:3], None):
+            residual, rho = None, 0.0
+            if residual_dtype is not None:
+                residual, rho = (torch.randn(n + i, generator=generator) / 4).to(residual_dtype)[i:].view(shape), 0.75
+            results = []
+            for operators in (emulated, torch.ops.fastq):
+                a, r = moved(codes), None if residual is None else moved(residual)
+                operators.direct_update_(a, r, level, g, 0.3, rho)
+                results.append((a, r))
+            assert torch.equal(results[0][0], results[1][0])
+            assert residual is None or same_bits(results[0][1], results[1][1])

@@ -52,7 +52,7 @@ def test_loads_and_registers_without_a_gpu(tmp_path: Path) -> None:
         objects.append(str(tmp_path / f"{source.stem}.cu.o"))
         flags = [*setup.NVCC_FLAGS, *setup.architectures("9.0a+PTX")]
         subprocess.run([nvcc, *flags, "-c", str(source), "-o", objects[-1]], check=True)
-    for name in ("elementwise", "cuda", "register_cuda"):
+    for name in ("direct", "elementwise", "cuda", "register_cuda"):
         objects.append(str(tmp_path / f"{name}.o"))
         flags = [*setup.CXX_FLAGS, *setup.TORCH_FLAGS, "-DUSE_CUDA"]
         includes = ["-isystem", str(torch.folder / "include"), "-isystem", str(toolkit / "include")]

@@ -15,7 +15,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from fastq.triton_kernels import elementwise, methods
+from fastq.triton_kernels import direct, elementwise, methods
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -40,7 +40,7 @@ def compile_kernel(kernel: Any, types: dict[str, Any], constants: dict[str, Any]
     for name, kind in types.items():
         if isinstance(kind, tuple):
             attributes.update({(place[name], j): POINTERS_ALIGNED for j in range(len(kind))})
-        elif kind.startswith("*") or name == "inner":
+        elif kind.startswith("*") or name in ("inner", "numel"):
             attributes[place[name],] = POINTERS_ALIGNED
     source = ASTSource(kernel, signature, {(place[name],): value for name, value in constants.items()}, attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "enable_fp_fusion": False})
@@ -67,9 +67,32 @@ def describe(compiled: Any) -> dict[str, Any]:
         "contracted": re.findall(r"\b(?:fma|mad)\.[a-z.]*f(?:32|64)", ptx),
         "lose NaN": re.findall(r"\b(?:min|max)\.[a-z.]*f(?:32|64)", ptx),
         "64-bit products": len(re.findall(r"\bmul\.lo\.s64", ptx)),
+        "64-bit shifts": len(re.findall(r"\bshl\.b64", ptx)),
         "flushed": re.findall(r"\b[a-z]+\.[a-z.]*ftz[a-z0-9.]*", ptx),
         **resources(compiled.asm["cubin"]),
     }
+
+
+def of_direct(capability: int, storages: list[str]) -> dict[str, Any]:
+    """The kernels of direct quantization: the dtypes of weights alone, and the fewest and the most levels."""
+    report = {}
+    for storage in [storage for storage in storages if storage != "fp64"]:
+        types: dict[str, Any] = {"codes": "*u8", "levels": "*fp32", "w": f"*{storage}", "g": f"*{storage}", "partial": "*fp32"}
+        types |= {"residual": f"*{storage}", "dlevels": "*fp32", "numel": "i64", "tiles": "i64", "lr": "fp64", "rho": "fp64"}
+        for levels in (2, 256):
+            part = direct.part_of(levels)
+            common = {"LEVELS": levels, "BY_BITS": False}
+            for kernel, constants in (
+                (direct.weight_kernel, common | {"BLOCK": direct.TILE}),
+                (direct.gradient_kernel, common | {"BLOCK": part, "PARTS": direct.TILE // part}),
+                (direct.direct_finish_kernel, {"LEVELS": levels, "BLOCK": 1024}),
+                (direct.update_kernel, {"LEVELS": levels, "BITS": levels.bit_length() - 1, "KEEPS": True, "BLOCK": direct.TILE,
+                                        "R_BY_BITS": False, "G_BY_BITS": False}),
+            ):  # fmt: skip
+                used = {n: t for n, t in types.items() if n in kernel.arg_names}
+                name = f"direct {storage} {levels} {kernel.fn.__name__}"
+                report[name] = describe(compile_kernel(kernel, used, constants, capability, elementwise.WARPS))
+    return report
 
 
 def main(capability: int, storages: list[str]) -> None:
@@ -107,6 +130,7 @@ def main(capability: int, storages: list[str]) -> None:
                     constants = {"INDEX": 0, "FINISH": method.finish, "SHARED": 0, "F": F, "CHANNELS": width, "BLOCK": block}
                     compiled = compile_kernel(elementwise.finish_kernel, types, constants, capability, 4)
                     report[f"{method.name} {storage} {width} finish_kernel"] = describe(compiled)
+    report |= of_direct(capability, storages)
     print(json.dumps(report))
 
 
