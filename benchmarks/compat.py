@@ -50,6 +50,17 @@ def _torch_ao(observing: bool, per_channel: bool) -> Maker:
     return make
 
 
+def _torch_ao_default(name: str) -> Maker:
+    def make(x: torch.Tensor) -> tuple[Quantizer, Quantizer]:
+        from torch.ao.quantization import fake_quantize
+
+        from fastq.compat import torch_ao
+
+        return getattr(fake_quantize, name)(), getattr(torch_ao, name)()
+
+    return make
+
+
 def _learnable(per_channel: bool) -> Maker:
     def make(x: torch.Tensor) -> tuple[Quantizer, Quantizer]:
         from torch.ao.quantization import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
@@ -139,6 +150,8 @@ PAIRS: dict[str, Maker] = {
     "torch.ao FakeQuantize, per tensor, observing": _torch_ao(observing=True, per_channel=False),
     "torch.ao FakeQuantize, per tensor, frozen": _torch_ao(observing=False, per_channel=False),
     "torch.ao FakeQuantize, per channel, observing": _torch_ao(observing=True, per_channel=True),
+    "torch.ao fused, per tensor": _torch_ao_default("default_fused_act_fake_quant"),
+    "torch.ao fused, per channel": _torch_ao_default("default_fused_per_channel_wt_fake_quant"),
     "torch.ao learnable, per tensor": _learnable(per_channel=False),
     "torch.ao learnable, per channel": _learnable(per_channel=True),
     "torchao int4, groups of 32": _torchao(torch.int4, group_size=32),

@@ -6,6 +6,7 @@
     from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize                       # before
     from fastq.compat.torch_ao import LearnableFakeQuantize as _LearnableFakeQuantize                       # after
 
+So are ``get_default_qat_qconfig``, ``default_fake_quant`` and the like; ``fused(qconfig)`` translates any other configuration.
 They are subclasses of torch's: constructors, ``with_args``, observers, ``calculate_qparams``, the switches, state dict keys and
 ``convert`` are torch's own, and checkpoints load both ways. ``forward`` is ours: output and gradient of ``x`` have torch's bits
 (float64 is computed in float64, where torch rounds through float32), the gradients of a learned scale and zero-point agree to
@@ -29,11 +30,26 @@ from .reading import Reading
 
 try:
     from torch.ao.quantization import FakeQuantize as _TorchFakeQuantize
+    from torch.ao.quantization import FusedMovingAvgObsFakeQuantize as _TorchFused
+    from torch.ao.quantization import QConfig, fake_quantize
+    from torch.ao.quantization import get_default_qat_qconfig as _torch_default_qat_qconfig
     from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize as _TorchLearnable
 except ImportError as error:
     raise missing("torch_ao", "a torch that still has torch.ao.quantization (2.10 to 2.13 do)", error) from error
 
-__all__ = ["FakeQuantize", "LearnableFakeQuantize"]
+__all__ = [
+    "FakeQuantize",
+    "FusedMovingAvgObsFakeQuantize",
+    "LearnableFakeQuantize",
+    "default_fake_quant",
+    "default_fused_act_fake_quant",
+    "default_fused_per_channel_wt_fake_quant",
+    "default_fused_wt_fake_quant",
+    "default_per_channel_weight_fake_quant",
+    "default_weight_fake_quant",
+    "fused",
+    "get_default_qat_qconfig",
+]
 
 
 def _is_on(switch: torch.Tensor) -> bool:
@@ -87,7 +103,8 @@ class FakeQuantize(_TorchFakeQuantize):
     def forward(self, X: torch.Tensor) -> torch.Tensor:
         buffers: dict[str, Any] = self._buffers  # self.scale costs a microsecond
         observer: Any = self._modules["activation_post_process"]
-        if self._observes.of(buffers["observer_enabled"], _is_on):
+        observes = self._observes.of(buffers["observer_enabled"], _is_on)
+        if observes:
             observer(X.detach())
             scale, zero_point = self.calculate_qparams()
             if buffers["scale"].shape != scale.shape:
@@ -97,12 +114,54 @@ class FakeQuantize(_TorchFakeQuantize):
             buffers["zero_point"].copy_(zero_point)
         if not self._quantizes.of(buffers["fake_quant_enabled"], _is_on):
             return X
+        # The next call writes into scale, which this call's backward pass needs.
+        scale = buffers["scale"].clone() if observes else buffers["scale"]
+        return self._fake_quantize(X, observer, scale, self._zero.of(buffers["zero_point"], _as_float))
+
+    def _fake_quantize(self, X: torch.Tensor, observer: Any, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
         check_input("FakeQuantize", X)
-        scale, zero_point = buffers["scale"], self._zero.of(buffers["zero_point"], _as_float)
         if scale.dtype != (dtype := compute_dtype(X)):
             scale, zero_point = scale.to(dtype), zero_point.to(dtype)
         axis = _channel_axis("FakeQuantize", X, self.ch_axis) if self.is_per_channel else -1
         return FakeQuantizeAffine.apply(X, scale, zero_point, observer.quant_min, observer.quant_max, axis)
+
+
+class FusedMovingAvgObsFakeQuantize(_TorchFused, FakeQuantize):  # type: ignore[misc]
+    """``torch.ao.quantization.FusedMovingAvgObsFakeQuantize``, which torch's default QAT configurations have.
+
+    Arguments and state dict are torch's, and so are the bits of output, gradient, scale and zero-point: torch's operator is shown
+    the extrema of ``x`` (of each channel) instead of ``x``, and updates its running estimates with them; the rest is
+    :class:`FakeQuantize`. Errors as there.
+    """
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        buffers: dict[str, Any] = self._buffers
+        observer: Any = self._modules["activation_post_process"]
+        quantizes = self._quantizes.of(buffers["fake_quant_enabled"], _is_on)
+        observes = self._observes.of(buffers["observer_enabled"], _is_on) and X.numel() > 0
+        if not quantizes and not observes:
+            return X
+        # Without the observer torch's operator still takes scale and zero-point from the running extrema.
+        switch = buffers["observer_enabled"]
+        torch.fused_moving_avg_obs_fake_quant(
+            self._extrema(X.detach(), observes), switch if observes else torch.zeros_like(switch), buffers["fake_quant_enabled"],
+            observer.min_val, observer.max_val, buffers["scale"], buffers["zero_point"], observer.averaging_constant,
+            observer.quant_min, observer.quant_max, 0 if self.is_per_channel else -1, self.is_per_channel, self.is_symmetric_quant,
+        )  # fmt: skip
+        if not quantizes:
+            return X
+        # The operator writes into its buffers unseen by their version: what the backward pass needs is a copy.
+        return self._fake_quantize(X, observer, buffers["scale"].clone(), _as_float(buffers["zero_point"]))
+
+    def _extrema(self, x: torch.Tensor, observes: bool) -> torch.Tensor:
+        """Least and largest, of each channel or of all; zeros where nobody looks."""
+        if not self.is_per_channel:
+            return torch.stack(torch.aminmax(x)).to(torch.float32) if observes else x.new_zeros(2, dtype=torch.float32)
+        axis = _channel_axis("FakeQuantize", x, self.ch_axis)
+        if not observes:
+            return x.new_zeros((x.shape[axis], 2), dtype=torch.float32)
+        rows = x.movedim(axis, 0).reshape(x.shape[axis], -1)
+        return torch.stack([rows.amin(1), rows.amax(1)], 1).to(torch.float32)
 
 
 class LearnableFakeQuantize(_TorchLearnable):
@@ -147,3 +206,37 @@ class LearnableFakeQuantize(_TorchLearnable):
             scale, zero_point = scale.to(dtype), zero_point.to(dtype)
         axis = _channel_axis("LearnableFakeQuantize", X, self.ch_axis) if self._per_channel else -1
         return FakeQuantizeAffine.apply(X, scale, zero_point, self.quant_min, self.quant_max, axis, True, factor)
+
+
+_OURS: dict[Any, Any] = {
+    _TorchFakeQuantize: FakeQuantize,
+    _TorchFused: FusedMovingAvgObsFakeQuantize,
+    _TorchLearnable: LearnableFakeQuantize,
+}
+
+
+def fused(configuration: Any) -> Any:
+    """A ``QConfig``, or a constructor made by ``with_args``, with torch's fake-quantize classes replaced by those of this module.
+
+    ``ValueError`` where there is nothing to replace: what was given is no fake-quantize constructor of torch's that has one here.
+    """
+    if isinstance(configuration, QConfig):
+        return QConfig(activation=fused(configuration.activation), weight=fused(configuration.weight))
+    made = getattr(configuration, "p", None)
+    if made is None or getattr(made, "func", None) not in _OURS:
+        names = ", ".join(kind.__name__ for kind in _OURS)
+        raise ValueError(f"fused: expected a QConfig or with_args(...) of {names}, got {configuration!r}")
+    return _OURS[made.func].with_args(**made.keywords).with_callable_args(**configuration.callable_args)
+
+
+def get_default_qat_qconfig(backend: str = "x86", version: int | None = 1) -> QConfig:
+    """``torch.ao.quantization.get_default_qat_qconfig`` with the classes of this module. Arguments and errors are torch's."""
+    return fused(_torch_default_qat_qconfig(backend, version))
+
+
+default_fake_quant = fused(fake_quantize.default_fake_quant)
+default_fused_act_fake_quant = fused(fake_quantize.default_fused_act_fake_quant)
+default_fused_per_channel_wt_fake_quant = fused(fake_quantize.default_fused_per_channel_wt_fake_quant)
+default_fused_wt_fake_quant = fused(fake_quantize.default_fused_wt_fake_quant)
+default_per_channel_weight_fake_quant = fused(fake_quantize.default_per_channel_weight_fake_quant)
+default_weight_fake_quant = fused(fake_quantize.default_weight_fake_quant)

@@ -22,6 +22,7 @@ from torch.ao.quantization import (
 )
 from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize as TorchLearnable
 
+from fastq.compat import torch_ao
 from fastq.compat.torch_ao import FakeQuantize, LearnableFakeQuantize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,6 +60,63 @@ def test_output_gradient_and_state_equal_torch_s(kind: str, dtype: torch.dtype) 
     assert state.keys() == ours.state_dict().keys()
     assert all(torch.equal(value, ours.state_dict()[key]) for key, value in state.items())
     assert all(torch.equal(a, b) for a, b in zip(theirs.calculate_qparams(), ours.calculate_qparams(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["default_fake_quant", "default_weight_fake_quant", "default_per_channel_weight_fake_quant", "default_fused_act_fake_quant",
+     "default_fused_wt_fake_quant", "default_fused_per_channel_wt_fake_quant"],
+)  # fmt: skip
+def test_default_constructors_are_torch_s(name: str) -> None:
+    theirs, ours = getattr(torch.ao.quantization.fake_quantize, name)(), getattr(torch_ao, name)()
+    assert isinstance(ours, FakeQuantize) and not isinstance(theirs, FakeQuantize)
+    for step in range(4):
+        if step == 2:  # statistics alone; and then the other way about
+            theirs.disable_fake_quant(), ours.disable_fake_quant()
+        if step == 3:
+            for module in (theirs, ours):
+                module.enable_fake_quant()
+                module.disable_observer()
+        x, g = (drawn((6, 5, 4, 6), seed=2 * step + i) * (step + 1) for i in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(passes(theirs, x, g), passes(ours, x, g), strict=True))
+        states = theirs.state_dict(), ours.state_dict()
+        assert states[0].keys() == states[1].keys() and all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.equal(theirs(x), ours(x))
+
+
+@pytest.mark.parametrize("backend", ["x86", "qnnpack"])
+def test_the_default_configuration_trains_as_torch_s(backend: str) -> None:
+    curves = []
+    for default in (torch.ao.quantization.get_default_qat_qconfig, torch_ao.get_default_qat_qconfig):
+        model = network().train()
+        model.qconfig = default(backend)
+        prepare_qat(model, inplace=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        x, target, losses = drawn((8, 3, 8, 8)), torch.arange(8) % 5, []
+        for _ in range(5):
+            loss = nn.functional.cross_entropy(model(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        curves.append(losses)
+    assert curves[0] == curves[1] and curves[1][-1] < curves[1][0]
+    with pytest.raises(
+        ValueError, match=r"fused: expected a QConfig or with_args\(\.\.\.\) of FakeQuantize, .*got .*HistogramObserver"
+    ):
+        torch_ao.fused(HistogramObserver.with_args(reduce_range=True))
+
+
+@pytest.mark.parametrize("name", ["default_fake_quant", "default_per_channel_weight_fake_quant", "default_fused_act_fake_quant"])
+def test_a_module_called_twice_before_the_backward_pass_has_torch_s_gradients(name: str) -> None:
+    results = []
+    for library in (torch.ao.quantization.fake_quantize, torch_ao):
+        module = getattr(library, name)()
+        x = drawn((4, 6)).requires_grad_()
+        y = module(x) + module(3 * x.detach().flip(0) + x)  # the second call moves scale and zero-point
+        results.append([y.detach(), *torch.autograd.grad(y.sin().sum(), x)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["tensor, affine", "channel, symmetric"])
