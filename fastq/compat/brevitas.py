@@ -22,6 +22,7 @@ import os
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from ..granularity import check_input, compute_dtype
 from ..ops.lsq import LSQ
@@ -170,6 +171,7 @@ class RescalingIntQuant(_BrevitasRescalingIntQuant):
         self._bits = Reading()
         self._shifted = not isinstance(zero_point_impl, ZeroZeroPoint)
         self._range()
+        self.register_load_state_dict_post_hook(_read_range)
 
     @staticmethod
     def _check_rounding(int_quant: Any) -> None:
@@ -179,6 +181,8 @@ class RescalingIntQuant(_BrevitasRescalingIntQuant):
             _refuse("quant_delay_steps delays quantization", "leave it at 0")
 
     def _range(self) -> tuple[int, int]:
+        if is_compiling():  # a constant of the graph; loading another bit width reads it anew
+            return self._bits.value
         holder = self._modules["msb_clamp_bit_width_impl"]
         holder = holder._modules.get("bit_width", holder)
         return self._bits.of(next(iter(holder._buffers.values())), self._range_of)
@@ -219,6 +223,10 @@ class RescalingIntQuant(_BrevitasRescalingIntQuant):
             offset = offset.to(dtype)
         y = LSQ.apply(flat, step, offset, *self._range(), axis, 0, BOUNDARIES["rounded"], 1.0, 1.0, EPS)
         return y if flat is x else y.view(x.shape)
+
+
+def _read_range(module: Any, incompatible: Any) -> None:
+    module._range()
 
 
 def _channels(x: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -14,15 +14,15 @@ class Reading:
     Writes through ``.data`` do not count in PyTorch, and are not seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, value: Any = None) -> None:
         self.tensor: Any = None
-        self.version, self.value = -1, None
+        self.version, self.value = -1, value
 
     def __deepcopy__(self, memo: Any) -> Reading:
-        return Reading()
+        return Reading(self.value)
 
     def __reduce__(self) -> Any:
-        return Reading, ()
+        return Reading, (self.value,)
 
     def of(self, tensor: Any, read: Callable[[Any], Any]) -> Any:
         """``read(tensor)``, or what it gave before."""

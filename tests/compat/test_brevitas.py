@@ -1,5 +1,6 @@
 """fastq.compat.brevitas against Brevitas: values, gradients, state dicts and loss curves of its own layers, in less time."""
 
+import copy
 from typing import Any
 
 import brevitas.nn as qnn
@@ -224,6 +225,14 @@ def test_a_loaded_bit_width_and_the_observer_switch_are_followed() -> None:
     assert torch.equal(quantizer(x)[0], eight(x)[0]) and len(eight(x)[0].unique()) > 8
     quantizer.observer_only = True
     assert quantizer(x)[0] is x
+
+
+def test_layers_compile_into_one_graph() -> None:
+    x = drawn((4, 16))
+    layer = qnn.QuantLinear(16, 4, weight_quant=our_quant.Int8WeightPerChannelFloat, weight_bit_width=3)
+    for module in (layer, copy.deepcopy(layer)):
+        assert torch.equal(torch.compile(module, backend="aot_eager", fullgraph=True)(x), module(x))
+    torch._dynamo.reset()
 
 
 def test_half_precision_is_computed_in_float32() -> None:

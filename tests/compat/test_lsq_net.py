@@ -103,6 +103,17 @@ def test_half_precision_keeps_its_dtype_and_a_linear_weight_its_rows() -> None:
     assert torch.equal(IdentityQuan()(x), x)
 
 
+def test_it_compiles_into_one_graph() -> None:
+    quantizer, x, g = LsqQuan(bit=4), drawn((6, 16)).requires_grad_(), drawn((6, 16), seed=1)
+    quantizer.init_from(x)
+    results = []
+    for forward in (quantizer, torch.compile(quantizer, backend="aot_eager", fullgraph=True)):
+        y = forward(x)
+        results.append((y.detach(), *torch.autograd.grad(y, [x, quantizer.s], g)))
+    torch._dynamo.reset()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_what_is_not_served_says_so() -> None:
     with pytest.raises(ValueError, match="LsqQuan: all_positive=True and symmetric=True exclude each other"):
         LsqQuan(4, all_positive=True, symmetric=True)

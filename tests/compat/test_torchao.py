@@ -191,6 +191,17 @@ def test_learned_ranges_train_load_and_convert_as_torchao_s() -> None:
     theirs.load_state_dict(ours.state_dict())
 
 
+def test_a_prepared_network_compiles_into_one_graph() -> None:
+    model, x = network(), drawn((5, 64))
+    quantize_(model, QATConfig(activation_config=ACTIVATION, weight_config=WEIGHT))
+    results = []
+    for forward in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        y = forward(x)
+        results.append((y.detach(), *torch.autograd.grad(y.sin().sum(), list(model.parameters()))))
+    torch._dynamo.reset()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_disabled_it_passes_its_input() -> None:
     quantizer, x = IntxFakeQuantizer(WEIGHT), drawn((4, 32))
     quantizer.enabled = False
