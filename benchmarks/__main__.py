@@ -29,6 +29,7 @@ def positive(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny cases only, in seconds")
     parser.add_argument("--filter", default="", metavar="TEXT", help="cases whose name contains TEXT, such as weight or /bf16/")
+    parser.add_argument("--method", default="", metavar="NAME", help="one method, such as lsq")
     parser.add_argument("--sizes", type=positive, nargs="+", default=[], metavar="N", help="cases of N elements: 64k 1M")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--budget", type=float, default=1.5, metavar="SECONDS", help="of timing per case (default %(default)s)")

@@ -134,9 +134,13 @@ def parts(stage: str, setting: Setting) -> list[Part]:
     if stage == "bench":
         options = ["--quick", "--device", "cpu"] if setting.dry else ["--device", "cuda"]
         found = []
-        for family in FAMILIES:
+        from .registry import METHODS  # torch may be missing on a machine that looks at the other stages
+
+        work = [(family, ["--method", "lsq", "--filter", f"{family}/"]) for family in FAMILIES]
+        work += [(method.name, ["--method", method.name]) for method in METHODS if method.name != "lsq"]
+        for family, chosen in work:
             name = f"bench-{family}"
-            text = [] if setting.dry else ["--filter", f"{family}/"]
+            text = [] if setting.dry else chosen
             out = [python, "-m", "benchmarks", *options, *text, "--plain", "--name", name, "--out", str(setting.folder / "parts")]
             found.append(Part(family, out, {"TRITON_INTERPRET": "1"} if setting.dry else {}))
         return found[:1] if setting.dry else found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import gpu, report, results
-from .registry import METHODS, PASSES, PROVIDERS, cases
+from .registry import METHODS, PASSES, PROVIDERS
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 README = results.ROOT / "README.md"
@@ -104,7 +104,7 @@ def pending(folder: Path = results.FOLDER / "gpu") -> str:
     providers = [p for p in PROVIDERS if p.backend != "cpu"]
     lines, missing, total = [], 0, 0
     for method in METHODS:
-        for case in cases():
+        for case in method.cases("cuda"):
             found = []
             for provider in providers:
                 lacking = [w for w in PASSES if w not in rows.get((method.name, case.name, provider.name), ())]

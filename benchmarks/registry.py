@@ -5,6 +5,7 @@ A new method adds one row to :data:`METHODS`. Everything else follows from it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,17 @@ def cases() -> list[Case]:
     return found
 
 
+def few_cases(device: str = "cpu") -> list[Case]:
+    """What a method is measured on whose loops are LSQ's: small, large, both dtypes, two granularities; what fills a GPU there."""
+    return [
+        Case("size", matrix(2**10), "fp32", "tensor"),
+        Case("size", matrix(2**15), "fp32", "channel"),
+        Case("size", matrix(2**22), "fp32", "tensor"),
+        Case("size", matrix(2**22), "bf16", "channel"),
+        *([Case("size", matrix(2**26), "fp32", "tensor")] if device == "cuda" else []),
+    ]
+
+
 def quick_cases() -> list[Case]:
     """Two tiny ones, for the tests and the dry run; each costs a compilation."""
     return [Case("size", matrix(2**10), "fp32", "tensor"), Case("size", matrix(2**10), "bf16", "channel")]
@@ -104,6 +116,12 @@ class Method:
         baseline: the formula as it is coded by hand, left to autograd; eager and compiled.
         core: ``core(case)`` with torch core's own op, or None; its convention is the "rounded" boundary.
         parameters: ``parameters(step)`` gives every learned parameter, from steps that suit the case's ``x``.
+        inputs: in place of ``x`` and ``parameters``: ``inputs(case, device)`` gives ``(inputs, g)``, where ``g`` is the gradient of
+            the output or a tuple of those of the outputs, or None for an op without a backward pass. The inputs are detached.
+        granularities: those that the method has; cases of others are left out.
+        all_cases: measured on every case, and not on a few.
+        own_cases: in place of these, the last of them for a quick look.
+        core_note: what ``core`` is, where it is not torch core's op.
     """
 
     name: str
@@ -112,6 +130,29 @@ class Method:
     baseline: Callable[[Case], Call]
     core: Callable[[Case], Call] | None = None
     parameters: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] = lambda step: (step,)
+    inputs: Callable[[Case, str], tuple[tuple[torch.Tensor, ...], Any]] | None = None
+    granularities: tuple[str, ...] = ("tensor", "channel", "group")
+    all_cases: bool = False
+    own_cases: tuple[Case, ...] = ()
+    core_note: str = ""
+
+    def tensors(self, case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
+        """The inputs, which require gradients, and the gradient of the output; or the inputs and None."""
+        if self.inputs is None:
+            x, g, steps = case.tensors(device)
+            inputs: tuple[torch.Tensor, ...] = (x, *self.parameters(steps))
+        else:
+            inputs, g = self.inputs(case, device)
+        return tuple(t.requires_grad_(g is not None and t.is_floating_point()) for t in inputs), g
+
+    def cases(self, device: str) -> list[Case]:
+        """What it is measured on."""
+        found = self.own_cases or (cases() if self.all_cases else few_cases(device))
+        return [case for case in found if case.granularity in self.granularities]
+
+    def quick_cases(self) -> list[Case]:
+        """What a test measures."""
+        return [case for case in self.own_cases[-1:] or quick_cases() if case.granularity in self.granularities]
 
 
 def _lsq(case: Case) -> Call:
@@ -146,8 +187,57 @@ def _lsq_core(case: Case) -> Call:
     return grouped
 
 
+def resnet50_weights(width: int) -> list[tuple[int, ...]]:
+    """The shapes of ResNet-50's 53 convolutions, at ``width`` channels after the first (the network has 64)."""
+    shapes, before = [(width, 3, 7, 7)], width
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        inner = width * 2**stage
+        for block in range(blocks):
+            shapes += [(inner, before, 1, 1), (inner, inner, 3, 3), (4 * inner, inner, 1, 1)]
+            if block == 0:
+                shapes.append((4 * inner, before, 1, 1))
+            before = 4 * inner
+    return shapes
+
+
+def _all_weights(width: int) -> Case:
+    return Case("all-weights", (sum(math.prod(shape) for shape in resnet50_weights(width)),), "fp32", "channel")
+
+
+FULL, SMALL = _all_weights(64), _all_weights(8)
+
+
+def _foreach_inputs(case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
+    shapes = resnet50_weights(64 if case == FULL else 8)
+    generator = torch.Generator(device).manual_seed(0)
+    draw = functools.partial(torch.randn, device=device, generator=generator)
+    steps = [torch.rand(shape[0], device=device, generator=generator) * 0.1 + 0.25 for shape in shapes]
+    return (*(draw(shape) for shape in shapes), *steps), tuple(draw(shape) for shape in shapes)
+
+
+def _halves(fn: Callable[[Any, Any], Any]) -> Call:
+    return lambda *tensors: fn(tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :])
+
+
+_EACH: dict[str, Any] = {"bits": (QMIN, QMAX), "axis": 0, "grad_scale": 1.0}
+
+
+def _one_by_one(quantize: Call, **keywords: Any) -> Call:
+    return _halves(lambda ws, ss: tuple(quantize(w, s, **keywords) for w, s in zip(ws, ss, strict=True)))
+
+
 METHODS = (
-    Method("lsq", _lsq, _lsq_reference, _lsq_baseline, _lsq_core),
+    Method(
+        "foreach_lsq",
+        lambda case: _halves(lambda ws, ss: fastq.foreach_lsq(ws, ss, boundary="closed", **_EACH)),
+        lambda case, boundary: _halves(lambda ws, ss: fastq.reference.foreach_lsq(ws, ss, boundary=boundary, **_EACH)),
+        lambda case: _one_by_one(lsq_surrogate, qmin=QMIN, qmax=QMAX, axis=0),
+        lambda case: _one_by_one(fastq.lsq, boundary="rounded", **_EACH),
+        inputs=_foreach_inputs,
+        own_cases=(FULL, SMALL),
+        core_note="fastq.lsq, a call for each weight",
+    ),
+    Method("lsq", _lsq, _lsq_reference, _lsq_baseline, _lsq_core, all_cases=True),
 )  # fmt: skip
 
 
@@ -190,32 +280,35 @@ PROVIDERS = (
 
 @dataclass(frozen=True)
 class Goal:
-    """``baseline / fastq >= at_least`` on every case that ``applies``, for forward and backward together."""
+    """``baseline / fastq >= at_least`` on every method and case that ``applies``, for forward and backward together."""
 
     name: str
     baseline: str
     at_least: float
-    applies: Callable[[Case], bool]
+    applies: Callable[[str, Case], bool]
 
 
-def _weight(case: Case) -> bool:
+def _weight(method: str, case: Case) -> bool:
     return case.family == "weight"
 
 
-def _small(case: Case) -> bool:
-    return case.family == "size" and 2**10 <= case.elements <= 2**16
+def _small(method: str, case: Case) -> bool:
+    return method == "lsq" and case.family == "size" and 2**10 <= case.elements <= 2**16
 
 
-def _large(case: Case) -> bool:
+def _large(method: str, case: Case) -> bool:
     return case.elements >= 2**26
 
 
 CPU_GOALS = (
-    Goal("4096x4096: not slower than torch.compile", "compiled", 1.0, _weight),
-    Goal("4096x4096: 5x faster than torch core", "core", 5.0, _weight),
-    Goal("4096x4096: 7x faster than eager", "eager", 7.0, _weight),
-    Goal("1 K to 64 K: 2x faster than eager", "eager", 2.0, _small),
-    Goal("1 K to 64 K: 2x faster than torch.compile", "compiled", 2.0, _small),
+    Goal("LSQ, 4096x4096: not slower than torch.compile", "compiled", 1.0, _weight),
+    Goal("LSQ, 4096x4096: 5x faster than torch core", "core", 5.0, _weight),
+    Goal("LSQ, 4096x4096: 7x faster than eager", "eager", 7.0, _weight),
+    Goal("LSQ, 1 K to 64 K: 2x faster than eager", "eager", 2.0, _small),
+    Goal("LSQ, 1 K to 64 K: 2x faster than torch.compile", "compiled", 2.0, _small),
+    Goal("foreach_lsq, small weights: 2x faster than a call for each", "core", 2.0, lambda method, case: case == SMALL),
+    Goal("every method, 4 M and more: not slower than torch.compile", "compiled", 1.0, lambda _, case: case.elements >= 2**22),
+    Goal("every method, below 64 K: 2x faster than torch.compile", "compiled", 2.0, lambda _, case: case.elements < 2**16),
 )
 GPU_GOALS = (Goal("64 M: not slower than torch.compile", "compiled", 1.0, _large),)
 #: The share of the measured copy bandwidth that forward and backward reach each, from 64 M elements on.
@@ -227,7 +320,14 @@ def traffic(case: Case, which: str) -> int:
     return case.nbytes * {"forward": 2, "backward": 3, "both": 5}[which]
 
 
-def select(pattern: str = "", sizes: Sequence[int] = (), quick: bool = False) -> list[Case]:
-    """The cases whose name contains ``pattern`` and, if ``sizes`` are given, with as many elements as one of them."""
-    chosen = quick_cases() if quick else cases()
-    return [case for case in chosen if pattern in case.name and (not sizes or case.elements in sizes)]
+def select(
+    pattern: str = "", sizes: Sequence[int] = (), quick: bool = False, device: str = "cpu", method: str = ""
+) -> list[tuple[Method, Case]]:
+    """What is measured: of ``method`` (of all), the cases whose name contains ``pattern`` and that have as many elements as one of
+    ``sizes``, if given."""
+    return [
+        (m, case)
+        for m in METHODS
+        for case in (m.quick_cases() if quick else m.cases(device))
+        if method in ("", m.name) and pattern in case.name and (not sizes or case.elements in sizes)
+    ]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .registry import BANDWIDTH_GOAL, CPU_GOALS, GPU_GOALS, Case, Goal, cases, quick_cases
+from .registry import BANDWIDTH_GOAL, CPU_GOALS, GPU_GOALS, Case, Goal, cases, few_cases, quick_cases
 from .results import DISTURBED
 
-CASES = {case.name: case for case in (*cases(), *quick_cases())}
+CASES = {case.name: case for case in (*cases(), *few_cases("cuda"), *quick_cases())}
 
 
 def median(row: dict[str, Any], which: str = "both") -> float | None:
@@ -18,11 +18,22 @@ def median(row: dict[str, Any], which: str = "both") -> float | None:
     return row["passes"][which]["median_us"] if row["status"] == "ok" else None
 
 
+def label(row: dict[str, Any]) -> str:
+    """``METHOD CASE``; LSQ's cases, which are most, by the case alone."""
+    return row["case"] if row["method"] == "lsq" else f"{row['method']} {row['case']}"
+
+
+def split(name: str) -> tuple[str, Case | None]:
+    """The method and the case of a label; None for a case that the registry no longer has."""
+    method, _, case = name.rpartition(" ")
+    return method or "lsq", CASES.get(case)
+
+
 def by_case(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{case: {provider: row}}``, in the order measured."""
+    """``{label: {provider: row}}``, in the order measured."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(row["case"], {})[row["provider"]] = row
+        found.setdefault(label(row), {})[row["provider"]] = row
     return found
 
 
@@ -55,7 +66,8 @@ def judge(goal: Goal, rows: Sequence[dict[str, Any]], device: str) -> Verdict:
     """The smallest ratio over the cases that the goal applies to."""
     ratios = []
     for name, providers in by_case(rows).items():
-        if name in CASES and goal.applies(CASES[name]):
+        method, known = split(name)
+        if known is not None and goal.applies(method, known):
             value = ratio(providers, goal.baseline, device)
             if value is not None:
                 ratios.append((value, name))
@@ -70,16 +82,17 @@ def verdicts(result: dict[str, Any]) -> list[Verdict]:
     saved: list[tuple[float, str]] = []
     shares: list[tuple[float, str]] = []
     for name, providers in by_case(rows).items():
-        ours, case = fastest(providers, device), CASES.get(name)
+        ours, (method, case) = fastest(providers, device), split(name)
         if ours is None or case is None:
             continue
-        saved.append((ours["saved_bytes"] / _input_bytes(case), name))
+        if method == "lsq":
+            saved.append((ours["saved_bytes"] / _input_bytes(case), name))
         if device == "cuda" and case.elements >= 2**26:
             for which in ("forward", "backward"):
                 if "of_copy" in ours["passes"][which]:
                     shares.append((ours["passes"][which]["of_copy"], f"{name} {which}"))
     most, where = max(saved, default=(None, ""))
-    title = "saved memory: no more than the inputs"
+    title = "LSQ, saved memory: no more than the inputs"
     found.append(Verdict(title, most, where, 1.0, None if most is None else most <= 1.0))
     if device == "cuda":
         least, where = min(shares, default=(None, ""))
@@ -104,8 +117,7 @@ def lines(result: dict[str, Any]) -> list[list[str]]:
     """The table's rows: fastq's time for forward and backward, and how many times that the others take."""
     device, table = result["device"], []
     for name, providers in by_case(result["rows"]).items():
-        ours = fastest(providers, device)
-        case = CASES.get(name)
+        ours, (_, case) = fastest(providers, device), split(name)
         cells = [name, f"{median(ours):.1f}" if ours else "-"]
         for baseline in ("eager", "compiled", "core"):
             value = ratio(providers, baseline, device)
@@ -138,7 +150,7 @@ def notes(result: dict[str, Any]) -> list[str]:
         f"Medians of forward + backward, providers in turns within one run; {how}. Columns eager, compiled, core: how many times "
         "fastq's time they take; saved, peak: bytes as multiples of the input's.",
     ]
-    shares = {row["case"]: row["waited"] for row in result["rows"] if "waited" in row}
+    shares = {label(row): row["waited"] for row in result["rows"] if "waited" in row}
     if disturbed := [case for case, share in shares.items() if share > DISTURBED]:
         found.append(f"Other programs took the processor from these, which are not to be trusted: {', '.join(disturbed)}.")
     elif not shares and result["load"] > 0.5:
@@ -148,7 +160,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in result["rows"]:
         if reason := row.get("reason") or row.get("note"):
-            reasons.setdefault((row["provider"], reason), []).append(row["case"])
+            reasons.setdefault((row["provider"], reason), []).append(label(row))
     for (provider, reason), where_ in reasons.items():
         cases_ = where_[0] if len(where_) == 1 else f"{len(where_)} cases"
         found.append(f"{provider}, {cases_}: {reason}")
@@ -199,8 +211,8 @@ def plot(result: dict[str, Any], path: Path) -> bool:
     from matplotlib import pyplot
 
     grouped = by_case(result["rows"])
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    known = [(CASES[n], p) for n, p in grouped.items() if n in CASES]
+    figure, (left, right, other) = pyplot.subplots(1, 3, figsize=(19, 5.5), layout="constrained")
+    known = [(CASES[n], p) for n, p in grouped.items() if n in CASES]  # LSQ's
     sizes = [(c.elements, p) for c, p in known if c.family == "size" and c.name.endswith("fp32/tensor")]
     providers = list(dict.fromkeys(row["provider"] for row in result["rows"] if row["status"] == "ok"))
     for provider in providers:
@@ -221,6 +233,22 @@ def plot(result: dict[str, Any], path: Path) -> bool:
     right.invert_yaxis()
     right.set(xlabel="times fastq's time", title="What the others take")
     right.legend()
+    others = {n: p for n, p in grouped.items() if split(n)[0] != "lsq"}
+    methods = list(dict.fromkeys(split(n)[0] for n in others))
+    for i, (size, mark) in enumerate((("small", lambda c: c.elements < 2**16), ("large", lambda c: c.elements >= 2**22))):
+        for j, method in enumerate(methods):
+            values = [
+                value for n, p in others.items()
+                if split(n)[0] == method and (case := split(n)[1]) is not None and mark(case)
+                and (value := ratio(p, "compiled", result["device"])) is not None
+            ]  # fmt: skip
+            other.plot(values, [j + 0.2 * i] * len(values), "os"[i], color=f"C{i}", label=size if j == 0 else None)
+    other.axvline(1.0, color="black", linewidth=0.8)
+    other.set_yticks(range(len(methods)), methods)
+    other.invert_yaxis()
+    other.set(xlabel="times fastq's time", title="The other methods: what torch.compile takes")
+    if methods:
+        other.legend()
     where = result["environment"]["gpu"] if result["device"] == "cuda" else result["environment"]["cpu"]
     figure.suptitle(f"{where}, torch {result['environment']['torch']}, {result['created'][:10]}", fontsize=10)
     figure.savefig(path, dpi=110)

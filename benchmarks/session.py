@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from . import measure, report, results
-from .registry import METHODS, Case, Method, select
+from .registry import Case, Method, select
 
 
 def plan(args: argparse.Namespace) -> list[tuple[Method, Case]]:
     """What will be measured."""
-    return [(method, case) for method in METHODS for case in select(args.filter, args.sizes, args.quick)]
+    return select(args.filter, args.sizes, args.quick, args.device, args.method)
 
 
 class Session:
@@ -45,7 +45,11 @@ class Session:
         args = self.args
         if args.out:
             return args.out
-        return Path(tempfile.mkdtemp(prefix="fastq-results-")) if args.quick or args.filter or args.sizes else results.FOLDER
+        return (
+            Path(tempfile.mkdtemp(prefix="fastq-results-"))
+            if args.quick or args.filter or args.sizes or args.method
+            else results.FOLDER
+        )
 
     def finish(self) -> int:
         result = self.result()

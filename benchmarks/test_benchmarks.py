@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.registry import METHODS, PASSES, PROVIDERS, select
+from benchmarks.registry import PASSES, PROVIDERS, select
 
 
 class Readings:
@@ -33,7 +33,7 @@ READINGS = Readings()
 
 def pytest_generate_tests(metafunc: Any) -> None:
     session = getattr(metafunc.config, "fastq_session", None)
-    work = session.plan if session else [(method, case) for method in METHODS for case in select(quick=True)]
+    work = session.plan if session else select(quick=True)
     found = [(m, c, p, which) for m, c in work for which in PASSES for p in PROVIDERS if p.available("cpu")[0]]
     metafunc.parametrize("entry", found, ids=[f"{m.name}-{c.name}-{which}-{p.name}" for m, c, p, which in found])
 
@@ -47,11 +47,12 @@ def measured(request: Any) -> Any:
     def get(method: Any, case: Any) -> Any:
         from benchmarks.measure import run_case
 
-        if case.name not in done:
+        name = f"{method.name} {case.name}"
+        if name not in done:
             done.clear()  # the entries of a case follow each other
             rows, times = session.measure(method, case) if session else run_case(method, case, "cpu", budget=0.2)
-            done[case.name] = {row["provider"]: row for row in rows}, times
-        return done[case.name]
+            done[name] = {row["provider"]: row for row in rows}, times
+        return done[name]
 
     return get
 

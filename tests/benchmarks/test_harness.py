@@ -13,8 +13,8 @@ import pytest
 from sample_results import benchmark, part, row, stage, unavailable
 
 from benchmarks import gpu, measure, readme, results
-from benchmarks.__main__ import positive
-from benchmarks.registry import cases
+from benchmarks.__main__ import add_arguments, positive
+from benchmarks.registry import METHODS, cases, select
 
 pytestmark = pytest.mark.source
 
@@ -42,14 +42,15 @@ def test_quick_and_dry_runs_are_not_shown(tmp_path: Path) -> None:
 
 def test_pending_is_the_registry_minus_what_ran(tmp_path: Path) -> None:
     nothing = readme.pending(tmp_path)
-    assert f"{len(cases()) * 6 * 3} of {len(cases()) * 6 * 3} measurements" in nothing and "- cuda racecheck\n" in nothing
+    every = sum(len(method.cases("cuda")) for method in METHODS) * 6 * 3
+    assert f"{every} of {every} measurements" in nothing and "- cuda racecheck\n" in nothing
     case = cases()[0].name
     rows = [row(case, "fastq-cuda", 10.0, "cuda"), unavailable(case, "fastq-triton", "cuda"), row(case, "eager", 10.0, "cpu")]
     results.write(benchmark(rows, "cuda"), tmp_path)
     results.write(stage("sanitize", [part("cuda racecheck", "failed"), part("cuda memcheck", "timeout")]), tmp_path)
     left = readme.pending(tmp_path)
     assert f"- lsq {case}: eager, compiled, core, fastq-reference, fastq-triton\n" in left
-    assert f"{len(cases()) * 18 - 3} of {len(cases()) * 18} measurements" in left
+    assert f"{every - 3} of {every} measurements" in left
     assert "- cuda racecheck\n" not in left and "- cuda memcheck\n" in left  # one that ran out of time has not run
 
 
@@ -81,8 +82,13 @@ def test_the_plan_covers_both_backends_every_tool_and_every_family(tmp_path: Pat
     assert not any("tests/cuda/" in p.name or "tests/benchmarks/" in p.name for p in tests)
     assert len(gpu.names("sanitize")) == 2 * 4
     assert all(p.command[0] == "compute-sanitizer" for p in gpu.parts("sanitize", setting(tmp_path)))
-    filters = [p.command[p.command.index("--filter") + 1] for p in gpu.parts("bench", setting(tmp_path))]
-    assert all(sum(text in case.name for text in filters) == 1 for case in cases())  # no case twice, none left out
+    found = []
+    for one in gpu.parts("bench", setting(tmp_path)):
+        arguments = argparse.ArgumentParser()
+        add_arguments(arguments)
+        chosen = arguments.parse_args(one.command[3:])
+        found += [(m.name, c.name) for m, c in select(chosen.filter, device=chosen.device, method=chosen.method)]
+    assert sorted(found) == sorted((method.name, case.name) for method, case in select(device="cuda"))  # none twice, none left out
     with pytest.raises(ValueError, match="unknown stage 'paint'"):
         gpu.parts("paint", setting(tmp_path))
 
@@ -195,7 +201,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 
 
 def test_a_quick_run_end_to_end(tmp_path: Path) -> None:
-    done = run("benchmarks", "--quick", "--out", str(tmp_path), "--filter", "fp32")
+    done = run("benchmarks", "--quick", "--out", str(tmp_path), "--filter", "fp32", "--method", "lsq")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     result = results.read(tmp_path / "quick.json")
     state = {r["provider"]: r["status"] for r in result["rows"]}

@@ -14,6 +14,7 @@ from fastq.granularity import check_parameter, normalize_axis
 
 pytestmark = pytest.mark.source
 TINY = Case("size", (4, 256), "fp32", "channel")
+LSQ = next(method for method in METHODS if method.name == "lsq")
 
 
 def test_every_kind_of_case_is_there() -> None:
@@ -56,14 +57,17 @@ def test_bytes_are_counted_as_the_formula_needs_them() -> None:
 
 
 def test_select_by_name_and_size() -> None:
-    assert {case.dtype for case in select("/bf16/")} == {"bf16"}
-    assert {case.elements for case in select(sizes=[2**16])} == {2**16}
-    assert select("no such case") == [] and select(quick=True) == quick_cases()
+    assert {case.dtype for _, case in select("/bf16/")} == {"bf16"}
+    assert {case.elements for _, case in select(sizes=[2**16])} == {2**16}
+    assert {method.name for method, _ in select("size/", method="lsq")} == {"lsq"}
+    assert select("no such case") == [] and {case for _, case in select(quick=True, method="lsq")} == set(quick_cases())
+    assert select(method="foreach_lsq")[0][1].elements == 23_454_912  # ResNet-50's, without its last layer
+    assert all(max(case.elements for case in m.cases("cuda")) >= 2**24 for m in METHODS)
 
 
 def test_a_row_has_times_saved_bytes_and_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "PROVIDERS", [p for p in PROVIDERS if p.name in ("eager", "core", "fastq-cpu", "fastq-cuda")])
-    rows, times = measure.run_case(METHODS[0], TINY, "cpu", budget=0.02)
+    rows, times = measure.run_case(LSQ, TINY, "cpu", budget=0.02)
     by_name = {row["provider"]: row for row in rows}
     assert by_name["fastq-cuda"]["status"] == "unavailable" and "passes" not in by_name["fastq-cuda"]
     ours = by_name["fastq-cpu"]
@@ -76,8 +80,17 @@ def test_a_row_has_times_saved_bytes_and_first_call(monkeypatch: pytest.MonkeyPa
         assert samples["both"] == together and len(together) == by_name[name]["passes"]["both"]["rounds"]
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_method_and_its_baseline_agree(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PROVIDERS", [p for p in PROVIDERS if p.name in ("eager", "core", "fastq-cpu")])
+    for case in method.quick_cases():
+        rows, _ = measure.run_case(method, case, "cpu", budget=0.001)
+        wrong = {row["provider"]: row["reason"] for row in rows if row["status"] == "failed"}
+        assert wrong == {} and {row["provider"] for row in rows if row["status"] == "ok"} >= {"eager", "fastq-cpu"}
+
+
 def test_a_wrong_result_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = METHODS[0]
+    method = LSQ
 
     def wrong(case: Case) -> Any:
         fast = method.fast(case)
@@ -99,7 +112,7 @@ def test_a_wrong_result_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_check_sees_a_wrong_step_gradient_and_codes_that_move() -> None:
     x, g, p = TINY.tensors("cpu")
-    want = measure.step(METHODS[0].reference(TINY, "closed"), ((x.requires_grad_(), p.requires_grad_()), g))
+    want = measure.step(LSQ.reference(TINY, "closed"), ((x.requires_grad_(), p.requires_grad_()), g))
     y, dx, dstep = want
     assert measure.check(TINY, want, want, g, exact=True) == ""
     # 1 % of the sum of the magnitudes is a hundred times what the order of summation can do.
