@@ -56,6 +56,9 @@ CUDA = "tests/cuda/test_emulation.py"
 TRITON = "tests/triton/test_interpreted.py::test_interpreted_kernels_equal_the_reference"
 COMPILED_NAN = "tests/triton/test_compiled.py::test_nan_is_not_lost[90]"
 COMPILED = "tests/triton/test_compiled.py::test_division_is_rounded_to_nearest[90]"
+CUDA_MANY = "tests/cuda/test_emulation.py::test_many_tensors_have_the_bits_of_the_cpu"
+FOREACH = "tests/ops/test_foreach.py"
+GROUPED = "tests/nn/test_weights.py"
 INITIAL = "tests/nn/test_initializers.py"
 CONVERTED = "tests/deploy/test_conversion.py"
 BORDERS = "tests/deploy/test_conversion.py::test_conv1d"
@@ -304,6 +307,31 @@ MUTANTS = [
             "    });\n",
             CUDA, "a barrier between the steps of the tree",
         ),
+    ),
+    *mutants(
+        "csrc/cuda/elementwise.cuh",
+        ("cuda-many-block", "jobs.first[middle] <= index", "jobs.first[middle] < index", CUDA_MANY, "the first block of a job is its own"),
+        ("cuda-many-place", "index - job.first[i]);\n  }\n};\n\n}", "index);\n  }\n};\n\n}", CUDA_MANY, "a job's blocks count from 0"),
+    ),
+    *mutants(
+        "csrc/torch/cpu.cpp",
+        ("cpu-many-pieces", "first += step) pieces", "first += step + 1) pieces", FOREACH, "every task of every tensor"),
+    ),
+    *mutants(
+        "csrc/torch/foreach_lsq.h",
+        ("foreach-one-factor", "gradient_norm(grad_norm, x[i], step[i], qmax[i])", "gradient_norm(grad_norm, x[0], step[0], qmax[0])",
+         FOREACH, "1/sqrt(N*qmax) is each tensor's own"),
+    ),
+    *mutants(
+        "fastq/ops/foreach.py",
+        ("foreach-order", "result[i], result[n + i] = found[k]", "result[k], result[n + k] = found[k]", FOREACH, "whose gradient it is"),
+    ),
+    *mutants(
+        "fastq/nn/weights.py",
+        ("weights-version", "id(weight), weight._version, weight", "id(weight), 0, weight", GROUPED, "a write within a pass"),
+        ("weights-step-version", "id(step), step._version", "id(step), 0", GROUPED, "a write within a pass"),
+        ("weights-checkpoint", "return torch.is_grad_enabled() and (", "return False and (", GROUPED, "checkpoints save the same twice"),
+        ("weights-unended", "_current.running = _current.running.outer", "pass", GROUPED, "nothing outlives a pass"),
     ),
     *mutants(
         "csrc/cuda/storage.cuh",

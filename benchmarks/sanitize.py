@@ -47,6 +47,7 @@ def quantizers(granularity: dict[str, Any]) -> dict[str, tuple[Quantizer, int]]:
     found: dict[str, tuple[Quantizer, int]] = {
         "lsq": (lambda x, s, z: fastq.lsq(x, s, bits=4, **granularity), 1),
         "lsq+": (lambda x, s, z: fastq.lsq(x, s, bits=4, offset=z, **granularity), 2),
+        "foreach_lsq": (lambda x, s, z: fastq.foreach_lsq([x], [s], bits=4, **granularity)[0], 1),
     }
     if "axis" in granularity:
         channel, axis = fastq._fake_quantize_learnable_per_channel_affine, granularity["axis"]
