@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import recipes as recipes
     from . import reference as reference
+    from . import schedules as schedules
     from . import testing as testing
     from .checks import set_checks as set_checks
     from .deploy import convert as convert
@@ -31,10 +32,14 @@ if TYPE_CHECKING:
     from .ops.affine import _fake_quantize_learnable_per_tensor_affine as _fake_quantize_learnable_per_tensor_affine
     from .ops.affine import fake_quantize_per_channel_affine as fake_quantize_per_channel_affine
     from .ops.affine import fake_quantize_per_tensor_affine as fake_quantize_per_tensor_affine
+    from .ops.dampening import dampening as dampening
     from .ops.direct import direct_update_ as direct_update_
     from .ops.direct import direct_weight as direct_weight
     from .ops.foreach import foreach_lsq as foreach_lsq
+    from .ops.frozen_lsq import frozen_lsq as frozen_lsq
     from .ops.lsq import lsq as lsq
+    from .ops.oscillation import oscillation_step_ as oscillation_step_
+    from .oscillation import OscillationState as OscillationState
     from .recipes.prepare import prepare as prepare
 
 __version__ = "0.1.0"
@@ -42,24 +47,28 @@ __version__ = "0.1.0"
 #: What is public, and the submodule it comes from; the submodules themselves stand below.
 _FUNCTIONS = {
     "DirectOptimizer": "nn",
+    "OscillationState": "oscillation",
     "_fake_quantize_learnable_per_channel_affine": "ops",
     "_fake_quantize_learnable_per_tensor_affine": "ops",
     "backends": "dispatch",
     "convert": "deploy",
     "direct_update_": "ops",
     "direct_weight": "ops",
+    "dampening": "ops",
     "fake_quantize_per_channel_affine": "ops",
     "fake_quantize_per_tensor_affine": "ops",
     "foreach_lsq": "ops",
+    "frozen_lsq": "ops",
     "load": "deploy",
     "lsq": "ops",
+    "oscillation_step_": "ops",
     "prepare": "recipes",
     "save": "deploy",
     "set_checks": "checks",
     "supports": "dispatch",
     "use_backend": "dispatch",
 }
-_MODULES = ("autograd", "compat", "deploy", "nn", "recipes", "reference", "testing")
+_MODULES = ("autograd", "compat", "deploy", "nn", "recipes", "reference", "schedules", "testing")
 
 __all__ = sorted([*_FUNCTIONS, *_MODULES])
 

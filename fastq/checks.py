@@ -22,14 +22,15 @@ def set_checks(enabled: bool) -> None:
 
 
 def check_values(
-    op: str, x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None, names: tuple[str, str] = ("step", "offset")
-) -> None:
+    op: str, x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None, names: tuple[str, str] = ("step", "offset"),
+    of: str = "x",
+) -> None:  # fmt: skip
     """In the checking mode, raise ``ValueError`` on the values it refuses."""
     if not _enabled:
         return
     if not bool((step.isfinite() & (step > 0)).all()):
         raise ValueError(f"{op}: {names[0]} must be positive and finite everywhere, got {step.detach().flatten()[:8].tolist()}")
-    for name, t in (("x", x), (names[1], offset)):
+    for name, t in ((of, x), (names[1], offset)):
         if t is not None and bool(t.isnan().any()):
             raise ValueError(f"{op}: {name} holds NaN ({int(t.isnan().sum())} of {t.numel()} elements)")
 

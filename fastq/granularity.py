@@ -25,18 +25,18 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def check_input(op: str, x: torch.Tensor) -> None:
-    """``x`` is a dense tensor of a float dtype the kernels know; otherwise ``TypeError``."""
+def check_input(op: str, x: torch.Tensor, name: str = "x") -> None:
+    """``x``, the argument ``name``, is a dense tensor of a float dtype the kernels know; otherwise ``TypeError``."""
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{op}: x must be a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(x).__name__}")
     if x.layout is not torch.strided:
-        raise TypeError(f"{op}: x must be a dense (strided) tensor, got layout {x.layout}; call x.to_dense() first")
+        raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {x.layout}; call {name}.to_dense() first")
     if x.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{op}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {x.dtype}")
 
 
-def normalize_axis(op: str, x: torch.Tensor, axis: int | None, group_size: int | None) -> tuple[int, int]:
-    """``(axis, group_size)`` as the ops take them: axis in ``[0, x.dim())`` or -1, group size positive or 0."""
+def normalize_axis(op: str, x: torch.Tensor, axis: int | None, group_size: int | None, of: str = "x") -> tuple[int, int]:
+    """``(axis, group_size)`` as the ops take them: axis in ``[0, x.dim())`` or -1, group size positive or 0; ``of`` names ``x``."""
     for name, value in (("axis", axis), ("group_size", group_size)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):
             raise TypeError(f"{op}: {name} must be an int or None, got {value!r}")
@@ -44,7 +44,7 @@ def normalize_axis(op: str, x: torch.Tensor, axis: int | None, group_size: int |
         if group_size is not None:
             raise ValueError(f"{op}: axis={axis} and group_size={group_size} exclude each other; give one of them")
         if not -x.dim() <= axis < x.dim():
-            raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim() - 1}] for x of {x.dim()} dimensions, got {axis}")
+            raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim() - 1}] for {of} of {x.dim()} dimensions, got {axis}")
         return axis % x.dim(), 0
     if group_size is None:
         return -1, 0
@@ -52,7 +52,7 @@ def normalize_axis(op: str, x: torch.Tensor, axis: int | None, group_size: int |
         raise ValueError(f"{op}: group_size must be at least 1, got {group_size}")
     if x.dim() == 0 or x.shape[-1] % group_size != 0:
         last = "no axis" if x.dim() == 0 else f"the last axis of length {x.shape[-1]}"
-        raise ValueError(f"{op}: group_size={group_size} must divide the last axis of x, but x has {last}")
+        raise ValueError(f"{op}: group_size={group_size} must divide the last axis of {of}, but {of} has {last}")
     return -1, group_size
 
 
@@ -63,17 +63,17 @@ def parameter_shape(x: torch.Tensor, axis: int, group_size: int) -> tuple[int, .
     return (x.shape[axis],) if axis >= 0 else ()
 
 
-def check_parameter(op: str, name: str, p: torch.Tensor, x: torch.Tensor, axis: int, group_size: int) -> None:
-    """``p`` has the dtype, device and shape that ``x`` and the granularity call for; ``TypeError`` or ``ValueError``."""
+def check_parameter(op: str, name: str, p: torch.Tensor, x: torch.Tensor, axis: int, group_size: int, of: str = "x") -> None:
+    """``p`` fits ``x``, the argument ``of``, in dtype and device, and the granularity in shape; ``TypeError`` or ``ValueError``."""
     if not isinstance(p, torch.Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(p).__name__}")
     dtype = compute_dtype(x)
     if p.dtype != dtype:
-        raise TypeError(f"{op}: {name} must be {dtype} for x of {x.dtype}, got {p.dtype}")
+        raise TypeError(f"{op}: {name} must be {dtype} for {of} of {x.dtype}, got {p.dtype}")
     if p.layout is not torch.strided:
         raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {p.layout}")
     if p.device != x.device:
-        raise ValueError(f"{op}: {name} must be on the device of x, {x.device}, got {p.device}")
+        raise ValueError(f"{op}: {name} must be on the device of {of}, {x.device}, got {p.device}")
     if axis == -1 and not group_size:
         if p.numel() != 1:
             raise ValueError(
@@ -81,12 +81,14 @@ def check_parameter(op: str, name: str, p: torch.Tensor, x: torch.Tensor, axis: 
                 "for one per channel give axis=, for one per group give group_size="
             )
     elif not -1 <= axis < x.dim():  # arguments that did not come through normalize_axis
-        raise ValueError(f"{op}: axis must be in [0, {x.dim() - 1}] for x of {x.dim()} dimensions, or -1 for none, got {axis}")
+        raise ValueError(f"{op}: axis must be in [0, {x.dim() - 1}] for {of} of {x.dim()} dimensions, or -1 for none, got {axis}")
     elif group_size and (x.dim() == 0 or x.shape[-1] % group_size != 0):
-        raise ValueError(f"{op}: group_size={group_size} must divide the last axis of x, got shape {tuple(x.shape)}")
+        raise ValueError(f"{op}: group_size={group_size} must divide the last axis of {of}, got shape {tuple(x.shape)}")
     elif tuple(p.shape) != (shape := parameter_shape(x, axis, group_size)):
         kind = f"group_size={group_size}" if group_size else f"axis={axis}"
-        raise ValueError(f"{op}: {name} must have shape {shape} for x of shape {tuple(x.shape)} and {kind}, got {tuple(p.shape)}")
+        raise ValueError(
+            f"{op}: {name} must have shape {shape} for {of} of shape {tuple(x.shape)} and {kind}, got {tuple(p.shape)}"
+        )
 
 
 def numel_per_parameter(x: torch.Tensor, p: torch.Tensor) -> int:

@@ -39,6 +39,7 @@ class Case:
             (``{"grad_scale": 1.0}``).
         values: of each parameter, about which it is drawn (within a fifth), and which it has where a round number is called for;
             0.25 where left out.
+        kept: bytes an element that the call keeps for its backward pass beside ``x``, since they are there anyway (a state).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Case:
     keywords: dict[str, Any] = field(default_factory=dict)
     unscaled: dict[str, Any] = field(default_factory=dict)
     values: tuple[float, ...] = ()
+    kept: int = 0
 
     def value(self, i: int) -> float:
         """Of parameter ``i``."""
@@ -382,7 +384,7 @@ class _Checker:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             y = self.fn(x, *(t.requires_grad_() for t in p), **case.keywords)
         # Beside x: the parameters, and as many values again that a function may derive from them (a zero-point's).
-        limit = x.numel() * x.element_size() + 2 * sum(t.numel() * t.element_size() for t in p)
+        limit = x.numel() * (x.element_size() + case.kept) + 2 * sum(t.numel() * t.element_size() for t in p)
         total = sum(kept.values())
         self.record("saved memory", case.name, f"{total} bytes kept, {limit} allowed" if total > limit else "")
         del y

@@ -8,8 +8,11 @@ Importing it registers every method's operators. A method is a file of its name;
 from . import direct as direct
 from . import foreach as foreach
 from .affine import AFFINE, AFFINE_PER_CHANNEL, AFFINE_PER_TENSOR
+from .dampening import DAMPENING, DAMPENING_LOSS
 from .elementwise import Method
+from .frozen_lsq import FROZEN_LSQ
 from .lsq import LSQ, LSQ_OFFSET
+from .oscillation import OSCILLATION
 
 __all__ = ["methods"]
 
@@ -22,4 +25,8 @@ def methods() -> list[Method]:
         AFFINE,
         AFFINE_PER_TENSOR,
         AFFINE_PER_CHANNEL,
+        DAMPENING,
+        DAMPENING_LOSS,
+        FROZEN_LSQ,
+        OSCILLATION,
     ]

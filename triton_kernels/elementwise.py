@@ -21,7 +21,8 @@ A method is a :class:`Method` of jit functions. ``parameters`` and ``p`` are tup
     finish(index, total, parameters) -> gradient
 
 A method has at most four gradients. One with words takes 32 bits for each element (uint32) after ``x`` or ``g``: random ones,
-computed from its logical index (Philox4x32-10; see ``csrc/methods/philox.h``), or an int32 read beside ``x``.
+computed from its logical index (Philox4x32-10; see ``csrc/methods/philox.h``), or an int32 read beside ``x``. One with a state
+takes two, and gives ``(y, first, second)``, which go over ``x`` and the state's two planes.
 """
 
 from __future__ import annotations
@@ -62,13 +63,14 @@ class Method:
     forward: Any
     backward: Any
     finish: Any
-    word: str = "none"  # "noise", "memory"
+    word: str = "none"  # "noise", "memory", "state"
     sums: int = 0  # of the forward pass
+    output: bool = True  # False: the forward pass is made for its sums, and y is not written
 
     @property
     def words(self) -> int:
         """As the kernels number them."""
-        return ("none", "noise", "memory").index(self.word)
+        return ("none", "noise", "memory", "state").index(self.word)
 
 
 @dataclass(frozen=True)
@@ -180,11 +182,11 @@ def _parameters(pointers, channel, mask, COLUMNS: tl.constexpr, SHARED: tl.const
 
 @triton.jit
 def forward_kernel(
-    x, y, words, parameters, partial, partials: i64,
+    x, y, words, second, parameters, partial, partials: i64,
     qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, a: fp64, b: fp64, c: fp64, d: fp64,
     outer: i64, channels: i64, inner, chunks,
-    PREPARE: tl.constexpr, FORWARD: tl.constexpr, SUMS: tl.constexpr, WORDS: tl.constexpr, SHARED: tl.constexpr,
-    F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, BY_BITS: tl.constexpr,
+    PREPARE: tl.constexpr, FORWARD: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, WORDS: tl.constexpr,
+    SHARED: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, BY_BITS: tl.constexpr,
 ):  # fmt: skip
     r = _range(qmin, qmax, lower, upper, eps, a, b, c, d, F)
     offsets, mask, channel, slot, slot_mask = _tile(outer, channels, inner, chunks, ROWS, BLOCK, COLUMNS)
@@ -192,12 +194,17 @@ def forward_kernel(
     value = widen(tl.load(x + offsets, mask=mask, other=0.0), F, BY_BITS)
     if WORDS == 0:
         result = FORWARD(value, p, r)
+    elif WORDS == 3:
+        first = _words(words, offsets, mask, WORDS)
+        result = FORWARD(value, first, _words(second, offsets, mask, WORDS), p, r)
+        tl.store(words + offsets, result[1].to(tl.int32, bitcast=True), mask=mask)
+        tl.store(second + offsets, result[2].to(tl.int32, bitcast=True), mask=mask)
     else:
         result = FORWARD(value, _words(words, offsets, mask, WORDS), p, r)
-    if SUMS == 0:
-        tl.store(y + offsets, narrow(result, y.dtype.element_ty, BY_BITS), mask=mask)
-    else:
-        tl.store(y + offsets, narrow(result[0], y.dtype.element_ty, BY_BITS), mask=mask)
+    if OUTPUT:
+        out = result if SUMS == 0 and WORDS != 3 else result[0]
+        tl.store(y + offsets, narrow(out, y.dtype.element_ty, BY_BITS), mask=mask)
+    if SUMS > 0:
         for i in tl.static_range(SUMS):
             total = tl.sum(tl.where(mask, result[1][i], 0.0), axis=0 if COLUMNS else 1)
             tl.store(partial + i * partials + slot, total, mask=slot_mask)
@@ -287,8 +294,11 @@ def _is_dense(t: torch.Tensor) -> bool:
 
 def _like(t: torch.Tensor, layout: torch.Tensor) -> torch.Tensor:
     """``t`` in the layout of ``layout``; copied only where it has another."""
-    same = all(t.stride(d) == layout.stride(d) for d in range(t.dim()) if t.shape[d] != 1)
-    return t if same else torch.empty_like(layout, dtype=t.dtype).copy_(t)
+    return t if _same_layout(t, layout) else torch.empty_like(layout, dtype=t.dtype).copy_(t)
+
+
+def _same_layout(t: torch.Tensor, layout: torch.Tensor) -> bool:
+    return all(t.stride(d) == layout.stride(d) for d in range(t.dim()) if t.shape[d] != 1)
 
 
 def _dense(x: torch.Tensor, logical: bool) -> torch.Tensor:
@@ -346,31 +356,55 @@ def _bits(shared: tuple[bool, ...]) -> int:
 def _forward(
     method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...], qmin: float, qmax: float, axis: int, group_size: int,
     eps: float, boundary: int, constants: tuple[float, ...], words: torch.Tensor | None, shared: tuple[bool, ...],
+    total: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     dense = _dense(x, bool(group_size) or method.word == "noise")
-    y = torch.empty_like(dense)
+    y = torch.empty_like(dense) if method.output else dense
     shape = geometry(dense, axis, group_size)
-    sums = torch.zeros(method.sums, shape.channels, dtype=torch.float64, device=x.device) if method.sums else None
+    channels = 1 if total else shape.channels
+    sums = torch.zeros(method.sums, channels, dtype=torch.float64, device=x.device) if method.sums else None
     if x.numel():
         held = y if words is None else _like(words, dense) if method.word == "memory" else words
         partial = torch.empty(method.sums * shape.partials, dtype=torch.float64, device=x.device) if method.sums else y
         lower, upper = mask_bounds(int(qmin), int(qmax), boundary, compute_dtype(x))
         with _guard(x):
             forward_kernel[(shape.programs,)](
-                dense, y, held, tuple(p.contiguous() for p in parameters), partial, shape.partials,
+                dense, y, held, held, tuple(p.contiguous() for p in parameters), partial, shape.partials,
                 float(qmin), float(qmax), lower, upper, eps, *_constants(constants),
                 shape.outer, shape.channels, shape.inner, shape.chunks,
-                PREPARE=method.prepare, FORWARD=method.forward, SUMS=method.sums, WORDS=method.words, SHARED=_bits(shared),
-                **_options(x, shape),
+                PREPARE=method.prepare, FORWARD=method.forward, SUMS=method.sums, OUTPUT=method.output, WORDS=method.words,
+                SHARED=_bits(shared), **_options(x, shape),
             )  # fmt: skip
             if sums is not None:
-                count, a, s, block = shape.sums()
-                width = min(triton.next_power_of_2(shape.channels), max(1024 // block, 1))
-                sums_kernel[(triton.cdiv(shape.channels, width),)](
-                    partial, sums, shape.partials, shape.channels, count, a, s,
+                count, a, s, block = shape.sums(total)
+                width = min(triton.next_power_of_2(channels), max(1024 // block, 1))
+                sums_kernel[(triton.cdiv(channels, width),)](
+                    partial, sums, shape.partials, channels, count, a, s,
                     SUMS=method.sums, CHANNELS=width, BLOCK=block, num_warps=4, enable_fp_fusion=False,
                 )  # fmt: skip
-    return (y if dense is x else _like(y, torch.empty_like(x))), sums
+    return (y if dense is x or not method.output else _like(y, torch.empty_like(x))), sums
+
+
+def run_in_place(
+    method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...], planes: tuple[torch.Tensor, torch.Tensor],
+    qmin: int, qmax: int, axis: int, group_size: int, eps: float, constants: tuple[float, ...],
+) -> None:  # fmt: skip
+    """A method with a state: ``y`` goes over ``x``, and the two int32 planes are changed. Any strides are right."""
+    if not x.numel():
+        return
+    dense = _dense(x, bool(group_size))
+    shape = geometry(dense, axis, group_size)
+    laid_out = [p if _same_layout(p, dense) else torch.empty_like(dense, dtype=torch.int32).copy_(p) for p in planes]
+    with _guard(x):
+        forward_kernel[(shape.programs,)](
+            dense, dense, *laid_out, tuple(p.contiguous() for p in parameters), dense, shape.partials,
+            float(qmin), float(qmax), 0.0, 0.0, eps, *_constants(constants),
+            shape.outer, shape.channels, shape.inner, shape.chunks,
+            PREPARE=method.prepare, FORWARD=method.forward, SUMS=0, OUTPUT=True, WORDS=method.words, SHARED=0, **_options(x, shape),
+        )  # fmt: skip
+    for home, changed in ((x, dense), *zip(planes, laid_out, strict=True)):
+        if changed is not home:
+            home.copy_(changed)
 
 
 def run_forward(
@@ -385,10 +419,10 @@ def run_forward(
 def run_forward_sums(
     method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...],
     qmin: int, qmax: int, axis: int, group_size: int, eps: float, *, boundary: int = 0,
-    constants: tuple[float, ...] = (), words: torch.Tensor | None = None, shared: tuple[bool, ...] = (),
+    constants: tuple[float, ...] = (), words: torch.Tensor | None = None, shared: tuple[bool, ...] = (), total: bool = False,
 ) -> tuple[torch.Tensor, Any]:  # fmt: skip
-    """``y``, and the sums of the forward pass: fp64, ``(sums, channels)``."""
-    return _forward(method, x, parameters, qmin, qmax, axis, group_size, eps, boundary, constants, words, shared)
+    """``y``, and the sums of the forward pass: fp64, ``(sums, channels)``; with ``total`` over all channels, ``(sums, 1)``."""
+    return _forward(method, x, parameters, qmin, qmax, axis, group_size, eps, boundary, constants, words, shared, total)
 
 
 def run_backward(

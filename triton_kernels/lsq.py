@@ -22,7 +22,7 @@ from .numeric import clip, divide, nan_of, round_clipped
 
 
 @triton.jit
-def _prepare(parameters, r):
+def prepare(parameters, r):
     magnitude = tl.abs(parameters[0])
     step = tl.where(magnitude < r[4], r[4], magnitude) + (magnitude - magnitude)  # inf - inf: a step of inf or NaN gives NaN
     return (step,)
@@ -30,7 +30,7 @@ def _prepare(parameters, r):
 
 @triton.jit
 def _prepare_offset(parameters, r):
-    return (_prepare(parameters, r)[0], parameters[1])
+    return (prepare(parameters, r)[0], parameters[1])
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def _forward_offset(x, p, r):
 
 
 @triton.jit
-def _gradients(v, g, r):
+def gradients(v, g, r):
     """``dx`` and the terms of the two sums."""
     q = round_clipped(clip(v, r[0], r[1]))
     inside = (v > r[2]) & (v < r[3])
@@ -55,26 +55,32 @@ def _gradients(v, g, r):
 
 @triton.jit
 def _backward(x, g, p, r):
-    dx, step_term, _ = _gradients(divide(x, p[0]), g, r)
+    dx, step_term, _ = gradients(divide(x, p[0]), g, r)
     return dx, (step_term,)
 
 
 @triton.jit
 def _backward_offset(x, g, p, r):
-    dx, step_term, offset_term = _gradients(divide(x - p[1], p[0]), g, r)
+    dx, step_term, offset_term = gradients(divide(x - p[1], p[0]), g, r)
     return dx, (step_term, offset_term)
 
 
 @triton.jit
-def _finish(index: tl.constexpr, total, parameters):
+def finish(index: tl.constexpr, total, parameters):
     if index == 0:
         return tl.where(parameters[0] < 0, -total, total)
     else:
         return total
 
 
-LSQ = Method("lsq", 1, 1, _prepare, _forward, _backward, _finish)
-LSQ_OFFSET = Method("lsq_offset", 2, 2, _prepare_offset, _forward_offset, _backward_offset, _finish)
+LSQ = Method("lsq", 1, 1, prepare, _forward, _backward, finish)
+LSQ_OFFSET = Method("lsq_offset", 2, 2, _prepare_offset, _forward_offset, _backward_offset, finish)
+
+
+def scale_of_gradient(factor: float, norm: int, x: torch.Tensor, step: torch.Tensor, qmax: int) -> float:
+    """``factor``, times ``1 / sqrt(N * qmax)`` for norm 1 (N elements per step) and 2 (all elements)."""
+    n = x.numel() // max(step.numel(), 1) if norm == 1 else x.numel()
+    return factor / math.sqrt(max(n, 1) * qmax) if norm else factor
 
 
 def forward_op(x: Any, step: Any, offset: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float) -> Any:
@@ -87,12 +93,9 @@ def backward_op(
     boundary: int, grad_scale: float, grad_norm: int, offset_grad_scale: float,
 ) -> Any:  # fmt: skip
     method, parameters = (LSQ, (step,)) if offset is None else (LSQ_OFFSET, (step, offset))
-    if grad_norm:
-        n = x.numel() // max(step.numel(), 1) if grad_norm == 1 else x.numel()
-        grad_scale = grad_scale / math.sqrt(max(n, 1) * qmax)
-    scales = (grad_scale, offset_grad_scale)
-    dx, gradients = run_backward(method, grad, x, parameters, qmin, qmax, axis, group_size, eps, boundary, scales)
-    return dx, gradients[0], gradients[1] if offset is not None else torch.empty(0, dtype=step.dtype, device=step.device)
+    scales = (scale_of_gradient(grad_scale, grad_norm, x, step, qmax), offset_grad_scale)
+    dx, sums = run_backward(method, grad, x, parameters, qmin, qmax, axis, group_size, eps, boundary, scales)
+    return dx, sums[0], sums[1] if offset is not None else torch.empty(0, dtype=step.dtype, device=step.device)
 
 
 implement_triton("lsq_forward", forward_op)

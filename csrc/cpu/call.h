@@ -47,6 +47,7 @@ struct Call {
   const void* g;                          // backward only
   void* out;                              // y, or dx
   const int32_t* words;                   // Word::memory: in the layout of x
+  uint32_t* state[2];                     // Word::state: in the layout of x, changed
   const int64_t* seed;                    // Word::noise: the key; x is contiguous then, and its order the logical one
   const void* parameter[kMaxParameters];  // as the user gave them: fp32, or fp64 for fp64 x
   bool shared[kMaxParameters];            // one element for all channels
@@ -54,7 +55,8 @@ struct Call {
   void* partial[kMaxSums];                // [tasks] or [tasks, width]: the arithmetic type, forward fp64
   void* gradient[kMaxParameters];         // of the parameters
   double scale[kMaxParameters];           // of these gradients
-  double* sums[kMaxSums];                 // of the forward pass: [channels]
+  double* sums[kMaxSums];                 // of the forward pass: [channels], or [1]
+  bool total;                             // over all channels
   double qmin, qmax, lower, upper, eps;
   double constant[kMaxConstants];
 };

@@ -6,6 +6,8 @@
 // of threads.
 #pragma once
 
+#include <type_traits>
+
 #include "../methods/numeric.h"
 #include "../methods/philox.h"
 #include "call.h"
@@ -48,11 +50,19 @@ struct Elementwise {
     M::prepare(values, r, p);
   }
 
+  // A state's two planes, from some element on.
+  struct Planes {
+    uint32_t *first, *second;
+  };
+  static constexpr bool kState = M::kWord == Word::state;
+  using Beside = std::conditional_t<kState, Planes, const uint32_t*>;  // what an element has beside x
+
   // The words of a run of at most kChunk elements.
   struct Bits {
     uint32_t computed[M::kWord == Word::noise ? kChunk + 8 : 1];
 
-    FASTQ_HD const uint32_t* of(const Call& c, int64_t begin, int64_t n) {
+    FASTQ_HD Beside of(const Call& c, int64_t begin, int64_t n) {
+      if constexpr (kState) return {c.state[0] + begin, c.state[1] + begin};
       if constexpr (M::kWord == Word::memory) return reinterpret_cast<const uint32_t*>(c.words) + begin;
       if constexpr (M::kWord == Word::noise) {
         const uint64_t key = uint64_t(*c.seed);
@@ -60,39 +70,58 @@ struct Elementwise {
           philox(uint64_t(counter), key, computed + (counter - begin / 4) * 4);
         return computed + begin % 4;
       }
-      return nullptr;
+      return {};
     }
   };
-  FASTQ_HD static const uint32_t* after(const uint32_t* words, int64_t n) {
-    return M::kWord == Word::none ? nullptr : words + n;
-  }
-  FASTQ_HD static W word(const uint32_t* words, int k) {
-    if constexpr (M::kWord == Word::none)
-      return W{};
+  FASTQ_HD static Beside after(Beside words, int64_t n) {
+    if constexpr (kState)
+      return {words.first + n, words.second + n};
     else
-      return Words<V>::load(words + k * kWidth);
+      return M::kWord == Word::none ? nullptr : words + n;
   }
+  // The words of vector k, and a state's way back.
+  struct Held {
+    W word[kState ? 2 : 1];
+
+    FASTQ_HD Held(Beside from, int k) {
+      if constexpr (kState) {
+        word[0] = Words<V>::load(from.first + k * kWidth);
+        word[1] = Words<V>::load(from.second + k * kWidth);
+      } else if constexpr (M::kWord != Word::none) {
+        word[0] = Words<V>::load(from + k * kWidth);
+      }
+    }
+    FASTQ_HD void keep(Beside to, int k) const {
+      if constexpr (kState) {
+        Words<V>::store(to.first + k * kWidth, word[0]);
+        Words<V>::store(to.second + k * kWidth, word[1]);
+      }
+    }
+  };
 
   // kLanes elements at x. `p` holds a vector for each prepared value (kStride = 0) or for each value and each vector of
   // x.
   template <int kStride>
-  FASTQ_HD static void forward_block(const T* x, T* y, const uint32_t* words, const V* p, const Range<F>& r,
+  FASTQ_HD static void forward_block(const T* x, T* y, Beside words, const V* p, const Range<F>& r,
                                      D (*sums)[kVectors]) {
     for (int k = 0; k < kVectors; ++k) {
       D terms[kSums];
-      S::store(y + k * kWidth,
-               apply_forward<M, V, W, F>(S::load(x + k * kWidth), word(words, k), p + k * kStride, r, terms));
+      Held held(words, k);
+      const V out = apply_forward<M, V, W, F>(S::load(x + k * kWidth), held.word, p + k * kStride, r, terms);
+      if constexpr (M::kOutput) S::store(y + k * kWidth, out);
+      held.keep(words, k);
       for (int i = 0; i < kForwardSums; ++i) sums[i][k] += terms[i];
     }
   }
 
   template <int kStride>
-  FASTQ_HD static void backward_block(const T* x, const T* g, T* dx, const uint32_t* words, const V* p,
-                                      const Range<F>& r, V (*sums)[kVectors]) {
+  FASTQ_HD static void backward_block(const T* x, const T* g, T* dx, Beside words, const V* p, const Range<F>& r,
+                                      V (*sums)[kVectors]) {
     for (int k = 0; k < kVectors; ++k) {
       V terms[kTerms];
-      S::store(dx + k * kWidth, apply_backward<M, V, W, F>(S::load(x + k * kWidth), S::load(g + k * kWidth),
-                                                           word(words, k), p + k * kStride, r, terms));
+      const Held held(words, k);
+      S::store(dx + k * kWidth, apply_backward<M, V, W, F>(S::load(x + k * kWidth), S::load(g + k * kWidth), held.word,
+                                                           p + k * kStride, r, terms));
       for (int i = 0; i < kGradients; ++i) sums[i][k] += terms[i];
     }
   }
@@ -101,22 +130,38 @@ struct Elementwise {
   // zero, which adds nothing to a sum that the element itself does not. Sums of the forward pass add these lanes alone.
   struct Tail {
     T x[kLanes], g[kLanes] = {}, out[kLanes];
-    uint32_t words[kLanes];
+    uint32_t words[kLanes], second[kLanes];
+    Beside home;
 
-    Tail(const T* from, const uint32_t* bits, int64_t n) {
+    Tail(const T* from, Beside bits, int64_t n) : home(bits) {
       std::memcpy(x, from, n * sizeof(T));
       for (int64_t k = n; k < kLanes; ++k) x[k] = x[n - 1];
-      if constexpr (M::kWord != Word::none) {
+      if constexpr (kState) {
+        std::memcpy(words, bits.first, n * sizeof(uint32_t));
+        std::memcpy(second, bits.second, n * sizeof(uint32_t));
+        for (int64_t k = n; k < kLanes; ++k) words[k] = second[k] = 0;
+      } else if constexpr (M::kWord != Word::none) {
         std::memcpy(words, bits, n * sizeof(uint32_t));
         for (int64_t k = n; k < kLanes; ++k) words[k] = words[n - 1];
       }
     }
 
+    FASTQ_HD Beside beside() {
+      if constexpr (kState)
+        return {words, second};
+      else
+        return words;
+    }
+
     template <int kStride>
     FASTQ_HD void forward(T* y, int64_t n, const V* p, const Range<F>& r, D (*sums)[kVectors]) {
       D own[kSums][kVectors] = {};
-      forward_block<kStride>(x, out, words, p, r, own);
-      std::memcpy(y, out, n * sizeof(T));
+      forward_block<kStride>(x, out, beside(), p, r, own);
+      if constexpr (M::kOutput) std::memcpy(y, out, n * sizeof(T));
+      if constexpr (kState) {
+        std::memcpy(home.first, words, n * sizeof(uint32_t));
+        std::memcpy(home.second, second, n * sizeof(uint32_t));
+      }
       for (int i = 0; i < kForwardSums; ++i)
         for (int k = 0; k < kVectors; ++k)
           for (int j = 0; j < kWidth; ++j)
@@ -126,7 +171,7 @@ struct Elementwise {
     template <int kStride>
     FASTQ_HD void backward(const T* gradient, T* dx, int64_t n, const V* p, const Range<F>& r, V (*sums)[kVectors]) {
       std::memcpy(g, gradient, n * sizeof(T));
-      backward_block<kStride>(x, g, out, words, p, r, sums);
+      backward_block<kStride>(x, g, out, beside(), p, r, sums);
       std::memcpy(dx, out, n * sizeof(T));
     }
   };
@@ -143,8 +188,7 @@ struct Elementwise {
     return lane[0];
   }
 
-  static void forward_run(const T* x, T* y, const uint32_t* words, int64_t n, const V* p, const Range<F>& r,
-                          double* result) {
+  static void forward_run(const T* x, T* y, Beside words, int64_t n, const V* p, const Range<F>& r, double* result) {
     D sums[kSums][kVectors] = {};
     int64_t j = 0;
     for (; j + kLanes <= n; j += kLanes) forward_block<0>(x + j, y + j, after(words, j), p, r, sums);
@@ -152,8 +196,8 @@ struct Elementwise {
     for (int i = 0; i < kForwardSums; ++i) result[i] = tree(sums[i], double());
   }
 
-  static void backward_run(const T* x, const T* g, T* dx, const uint32_t* words, int64_t n, const V* p,
-                           const Range<F>& r, F* result) {
+  static void backward_run(const T* x, const T* g, T* dx, Beside words, int64_t n, const V* p, const Range<F>& r,
+                           F* result) {
     V sums[kTerms][kVectors] = {};
     int64_t j = 0;
     for (; j + kLanes <= n; j += kLanes) backward_block<0>(x + j, g + j, dx + j, after(words, j), p, r, sums);
@@ -253,7 +297,7 @@ struct Elementwise {
           D sums[kSums][kVectors] = {};
           for (int64_t row = first; row < last; ++row) {
             const int64_t at = row * width + w;
-            const uint32_t* words = bits.of(c, at, n);
+            const Beside words = bits.of(c, at, n);
             if (n == kLanes)
               forward_block<kPrepared>(x + at, y + at, words, p, r, sums);
             else
@@ -329,9 +373,9 @@ struct Elementwise {
   }
 
   static void sums(const Call& c, int64_t begin, int64_t end) {
-    const Sums where(c.geometry, false);
+    const Sums where(c.geometry, c.total);
     for (int i = 0; i < kForwardSums; ++i)
-      for (int64_t channel = begin; channel < end; ++channel)
+      for (int64_t channel = begin; channel < (end < where.channels ? end : where.channels); ++channel)
         c.sums[i][channel] = add_up(static_cast<const double*>(c.partial[i]), where, channel);
   }
 };
@@ -355,10 +399,10 @@ struct LoopsOf {
     each_dtype(c, [&](auto loops) { decltype(loops)::forward(c, begin, end); });
   }
   static void backward(const Call& c, int64_t begin, int64_t end) {
-    each_dtype(c, [&](auto loops) { decltype(loops)::backward(c, begin, end); });
+    if constexpr (M::kBackward) each_dtype(c, [&](auto loops) { decltype(loops)::backward(c, begin, end); });
   }
   static void finish(const Call& c, int64_t begin, int64_t end) {
-    each_dtype(c, [&](auto loops) { decltype(loops)::finish(c, begin, end); });
+    if constexpr (M::kBackward) each_dtype(c, [&](auto loops) { decltype(loops)::finish(c, begin, end); });
   }
   static void sums(const Call& c, int64_t begin, int64_t end) {
     each_dtype(c, [&](auto loops) { decltype(loops)::sums(c, begin, end); });

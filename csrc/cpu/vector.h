@@ -94,11 +94,24 @@ template <>
 struct Words<F32> {
   using type = U32;
   FASTQ_HD static U32 load(const uint32_t* p) { return load_bits<U32>(p); }
+  FASTQ_HD static void store(uint32_t* p, U32 w) { store_bits(p, w); }
 };
 template <>
 struct Words<F64> {
   using type = U64;
   FASTQ_HD static U64 load(const uint32_t* p) { return __builtin_convertvector(load_bits<U32Half>(p), U64); }
+  FASTQ_HD static void store(uint32_t* p, U64 w) { store_bits(p, __builtin_convertvector(w, U32Half)); }
+};
+
+template <>
+struct Whole<F32> {
+  FASTQ_HD static F32 value(U32 word) { return __builtin_convertvector(I32(word), F32); }
+  FASTQ_HD static U32 word(F32 v) { return U32(__builtin_convertvector(v, I32)); }
+};
+template <>
+struct Whole<F64> {
+  FASTQ_HD static F64 value(U64 word) { return __builtin_convertvector(word, F64); }
+  FASTQ_HD static U64 word(F64 v) { return __builtin_convertvector(v, U64); }
 };
 
 // Storage types: the arithmetic type F, its vector V, and how to get there and back (round half to even, NaN stays

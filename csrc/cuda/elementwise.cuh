@@ -44,6 +44,7 @@ struct Work {
   const void* g;
   void* out;
   const int32_t* words;
+  uint32_t* state[2];
   const int64_t* seed;
   const void* parameter[kMaxParameters];
   bool shared[kMaxParameters];
@@ -130,7 +131,8 @@ struct Tile {
     return int(geometry.inner >= kPart ? 1 : smaller(kPart / geometry.inner, kMaxRows));
   }
   static Job job(const Call& c) {
-    Job job = {c.geometry, tile_rows(c.geometry), c.x, c.g, c.out, c.words, c.seed, {}, {}, {}, {}};
+    Job job = {
+        c.geometry, tile_rows(c.geometry), c.x, c.g, c.out, c.words, {c.state[0], c.state[1]}, c.seed, {}, {}, {}, {}};
     for (int i = 0; i < M::kParameters; ++i) {
       job.parameter[i] = c.parameter[i];
       job.shared[i] = c.shared[i];
@@ -267,30 +269,39 @@ struct Tile {
     return loaded;
   }
 
-  // Random words of the four elements that share a counter, kept while neighbours ask for them.
+  // The words of an element. Random ones are those of the four that share a counter, kept while neighbours ask for
+  // them.
   struct Bits {
     int64_t counter = -1;
     uint32_t computed[4];
 
-    FASTQ_HD uint32_t of(const Job& job, int64_t offset, bool exists) {
-      if constexpr (M::kWord == Word::memory) return exists ? uint32_t(job.words[offset]) : 0u;
+    FASTQ_HD void load(const Job& job, int64_t offset, bool exists, uint32_t* word) {
+      if constexpr (M::kWord == Word::memory) word[0] = exists ? uint32_t(job.words[offset]) : 0u;
+      if constexpr (M::kWord == Word::state) {
+        word[0] = exists ? job.state[0][offset] : 0u;
+        word[1] = exists ? job.state[1][offset] : 0u;
+      }
       if constexpr (M::kWord == Word::noise) {
         if (offset / 4 != counter) {
           counter = offset / 4;
           philox(uint64_t(counter), uint64_t(*job.seed), computed);
         }
         const int k = int(offset % 4);
-        return k < 2 ? (k == 0 ? computed[0] : computed[1]) : (k == 2 ? computed[2] : computed[3]);
+        word[0] = k < 2 ? (k == 0 ? computed[0] : computed[1]) : (k == 2 ? computed[2] : computed[3]);
       }
-      return 0u;
+    }
+    FASTQ_HD static void keep(const Job& job, int64_t offset, bool exists, const uint32_t* word) {
+      if constexpr (M::kWord == Word::state) {
+        if (exists) job.state[0][offset] = word[0], job.state[1][offset] = word[1];
+      }
     }
   };
 
   FASTQ_HD T element(const Job& job, Shared& shared, Bits& bits, int part, int position, T x, T g, F* values) const {
-    uint32_t word = 0;
+    uint32_t word[2] = {};
     if constexpr (M::kWord != Word::none) {
       const Place p = place(position);
-      word = bits.of(job, p.offset, p.exists);
+      bits.load(job, p.offset, p.exists, word);
     }
     if constexpr (kWalk != Walk::chunks) {
       const Place p = place(position);
@@ -300,13 +311,17 @@ struct Tile {
     }
     if constexpr (kBackward) {
       F terms[kSome];
-      const F dx = apply_backward<M>(S::load(x), S::load(g), word, values, job.range, terms);
+      const F dx = apply_backward<M, F, uint32_t, F>(S::load(x), S::load(g), word, values, job.range, terms);
 #pragma unroll
       for (int i = 0; i < kSums; ++i) shared.term[i][position - part] = terms[i];
       return S::store(dx);
     } else {
       double sums[kSome];
-      const F y = apply_forward<M>(S::load(x), word, values, job.range, sums);
+      const F y = apply_forward<M, F, uint32_t, F>(S::load(x), word, values, job.range, sums);
+      if constexpr (M::kWord == Word::state) {
+        const Place p = place(position);
+        Bits::keep(job, p.offset, p.exists, word);
+      }
 #pragma unroll
       for (int i = 0; i < kSums; ++i) shared.term[i][position - part] = sums[i];
       return S::store(y);
@@ -326,14 +341,14 @@ struct Tile {
 #pragma unroll
       for (int e = 0; e < kVector; ++e)
         out.element[e] = element(job, shared, bits, part, position + e, x.element[e], g.element[e], values);
-      store_piece(to + place(position).offset, out);
+      if constexpr (kBackward || M::kOutput) store_piece(to + place(position).offset, out);
     } else {
 #pragma unroll
       for (int e = 0; e < kBatch; ++e) {
         const int position = position_of<false>(part, thread, piece, e);
         const T out = element(job, shared, bits, part, position, x.element[e], g.element[e], values);
         const Place p = place(position);
-        if (p.exists) to[p.offset] = out;
+        if ((kBackward || M::kOutput) && p.exists) to[p.offset] = out;
       }
     }
   }
@@ -347,7 +362,8 @@ struct Tile {
       T g = {};
       if constexpr (kBackward) g = load_element(static_cast<const T*>(job.g) + offset);
       Bits bits;
-      static_cast<T*>(job.out)[offset] = element(job, shared, bits, part, position, x, g, values);
+      const T out = element(job, shared, bits, part, position, x, g, values);
+      if constexpr (kBackward || M::kOutput) static_cast<T*>(job.out)[offset] = out;
     }
   }
 
@@ -491,7 +507,7 @@ struct Finish {
     F scale;
   };
   static Job job(const Call& c, int number) {
-    const Sums sums(c.geometry, kBackward && c.shared[number]);
+    const Sums sums(c.geometry, kBackward ? c.shared[number] : c.total);
     Job job = {sums, lanes(sums), number, {}, {}, c.partial[number], nullptr, F(1)};
     job.out = kBackward ? c.gradient[number] : c.sums[number];
     if (kBackward) job.scale = F(c.scale[number]);

@@ -104,7 +104,10 @@ struct LaunchersOf {
   }
 
   static Status forward(const Call& c, void* stream) { return each_dtype<false>(c, stream); }
-  static Status backward(const Call& c, void* stream) { return each_dtype<true>(c, stream); }
+  static Status backward(const Call& c, void* stream) {
+    if constexpr (M::kBackward) return each_dtype<true>(c, stream);
+    return {"this method has no backward pass", __FILE__, __LINE__};
+  }
 
   // At most kMostJobs calls of one storage type, of which kForwardSums or kGradients sums each are as many jobs again.
   template <class S, bool kBackward>
@@ -133,7 +136,7 @@ struct LaunchersOf {
   template <bool kBackward>
   static Status many(const Call* const* calls, int count, void* stream) {
     Status status = {};
-    if constexpr (M::kMany) {
+    if constexpr (M::kMany && (!kBackward || M::kBackward)) {
       for (; count > 0 && status.error == nullptr; calls += kMostJobs, count -= kMostJobs) {
         const int some = count < kMostJobs ? count : kMostJobs;
         switch (calls[0]->dtype) {
@@ -144,7 +147,8 @@ struct LaunchersOf {
         }
       }
     } else {
-      for (int i = 0; i < count && status.error == nullptr; ++i) status = each_dtype<kBackward>(*calls[i], stream);
+      for (int i = 0; i < count && status.error == nullptr; ++i)
+        status = kBackward ? backward(*calls[i], stream) : forward(*calls[i], stream);
     }
     return status;
   }

@@ -10,13 +10,24 @@
   X(affine_per_tensor, Affine<Learns::per_tensor>)  \
   X(affine_per_channel, Affine<Learns::per_channel>)
 
+#define FASTQ_DAMPENING(X)            \
+  X(dampening, Dampening<true>)       \
+  X(dampening_loss, Dampening<false>)
+
+#define FASTQ_FROZEN_LSQ(X) X(frozen_lsq, FrozenLSQ)
+
 #define FASTQ_LSQ(X)      \
   X(lsq, LSQ<false>)      \
   X(lsq_offset, LSQ<true>)
 
+#define FASTQ_OSCILLATION(X) X(oscillation, OscillationStep)
+
 #define FASTQ_METHODS(X) \
   FASTQ_AFFINE(X) \
+  FASTQ_DAMPENING(X) \
+  FASTQ_FROZEN_LSQ(X) \
   FASTQ_LSQ(X) \
+  FASTQ_OSCILLATION(X) \
   /* a new one above */
 // clang-format on
 

@@ -30,14 +30,16 @@ struct Range {
 };
 
 // 32 bits that an element may bring beside x: none; random ones, computed from its logical index (philox.h); or read
-// from an array of int32 in the layout of x.
-enum class Word { none, noise, memory };
+// from an array of int32 in the layout of x. Or a state of its own: two arrays of int32, read and written.
+enum class Word { none, noise, memory, state };
 
 // What a method is unless it says otherwise.
 struct Quantizer {
   static constexpr Word kWord = Word::none;
   static constexpr int kForwardSums = 0;  // sums that the forward pass makes, per channel and in fp64
   static constexpr bool kMany = false;    // has GPU kernels that take many calls in one launch
+  static constexpr bool kBackward = true;
+  static constexpr bool kOutput = true;  // false: the forward pass is made for its sums, and y is not written
 };
 
 // A select, never a product with the mask: inf * 0 is NaN. For vectors the mask is one of integers, lane by lane.
@@ -95,28 +97,37 @@ struct Wide {
   FASTQ_HD static double of(V v) { return v; }
 };
 
+// Words as whole numbers below 2^31, and back. A word has the width of its number: 64 bits beside a vector of doubles.
+template <class V>
+struct Whole {
+  FASTQ_HD static V value(uint32_t word) { return V(int32_t(word)); }
+  FASTQ_HD static uint32_t word(V v) { return uint32_t(int32_t(v)); }
+};
+
 // A method's formula with the arguments that it takes: forward(x, [word,] p, r[, sums]), backward(x, g, [word,] p, r,
-// terms). Unused ones cost nothing.
+// terms). Unused ones cost nothing. A state is two words, which forward changes.
 template <class M, class V, class W, class F>
-FASTQ_HD V apply_forward(V x, W word, const V* p, const Range<F>& r, typename Wide<V>::type* sums) {
+FASTQ_HD V apply_forward(V x, W* word, const V* p, const Range<F>& r, typename Wide<V>::type* sums) {
   if constexpr (M::kWord == Word::none) {
     if constexpr (M::kForwardSums == 0)
       return M::template forward<V, F>(x, p, r);
     else
       return M::template forward<V, F>(x, p, r, sums);
   } else {
-    if constexpr (M::kForwardSums == 0)
+    if constexpr (M::kWord == Word::state)
       return M::template forward<V, W, F>(x, word, p, r);
+    else if constexpr (M::kForwardSums == 0)
+      return M::template forward<V, W, F>(x, *word, p, r);
     else
-      return M::template forward<V, W, F>(x, word, p, r, sums);
+      return M::template forward<V, W, F>(x, *word, p, r, sums);
   }
 }
 template <class M, class V, class W, class F>
-FASTQ_HD V apply_backward(V x, V g, W word, const V* p, const Range<F>& r, V* terms) {
+FASTQ_HD V apply_backward(V x, V g, const W* word, const V* p, const Range<F>& r, V* terms) {
   if constexpr (M::kWord == Word::none) {
     return M::template backward<V, F>(x, g, p, r, terms);
   } else {
-    return M::template backward<V, W, F>(x, g, word, p, r, terms);
+    return M::template backward<V, W, F>(x, g, *word, p, r, terms);
   }
 }
 

@@ -387,17 +387,41 @@ std::array<Tensor, 2> run_forward_sums(const Runner& runner, const Arguments& a,
                                        const std::vector<Tensor>& parameters) {
   Prepared p = prepare(runner, a, x, parameters);
   Call& c = p.call;
-  Tensor y = allocate_like(p.x);
-  const int64_t sizes[] = {a.forward_sums, c.geometry.channels}, strides[] = {c.geometry.channels, 1};
+  Tensor y = a.output ? allocate_like(p.x) : fastq::workspace(x, 0);
+  const int64_t channels = a.total ? 1 : c.geometry.channels;
+  const int64_t sizes[] = {a.forward_sums, channels}, strides[] = {channels, 1};
   Tensor sums = allocate(x, 2, sizes, strides, aoti_torch_dtype_float64());
   if (x.numel() == 0) return {y, torch::stable::new_zeros(sums, sums.sizes())};
   c.forward_sums = a.forward_sums;
-  c.out = y.mutable_data_ptr();
-  for (int i = 0; i < a.forward_sums; ++i)
-    c.sums[i] = static_cast<double*>(sums.mutable_data_ptr()) + i * c.geometry.channels;
+  c.total = a.total;
+  c.out = a.output ? y.mutable_data_ptr() : const_cast<void*>(c.x);  // for its address; nothing is written
+  for (int i = 0; i < a.forward_sums; ++i) c.sums[i] = static_cast<double*>(sums.mutable_data_ptr()) + i * channels;
   p.keep.push_back(workspace(x, true, c.forward_sums, c.geometry.partials(), c.partial));
   runner.forward(c, p.x);
-  return {p.x.get() == x.get() ? y : restore(y, x), sums};
+  return {!a.output || p.x.get() == x.get() ? y : restore(y, x), sums};
+}
+
+void run_in_place(const Runner& runner, const Arguments& a, Tensor& x, const std::vector<Tensor>& parameters,
+                  const std::array<Tensor, 2>& planes, std::array<const char*, 2> names) {
+  for (int i = 0; i < 2; ++i) {
+    const auto sizes = planes[i].sizes();
+    FASTQ_CHECK(planes[i].scalar_type() == ScalarType::Int, names[i], " must be int32, got ", planes[i].scalar_type());
+    FASTQ_CHECK(planes[i].device() == x.device(), names[i], " must be on the device of x");
+    FASTQ_CHECK(std::equal(sizes.begin(), sizes.end(), x.sizes().begin(), x.sizes().end()), names[i],
+                " must have the shape of x, ", shape_of(x), ", got ", shape_of(planes[i]));
+  }
+  Prepared p = prepare(runner, a, x, parameters);
+  if (x.numel() == 0) return;
+  Call& c = p.call;
+  std::array<Tensor, 2> laid_out = {in_layout_of(planes[0], p.x), in_layout_of(planes[1], p.x)};
+  for (int i = 0; i < 2; ++i) c.state[i] = static_cast<uint32_t*>(laid_out[i].mutable_data_ptr());
+  c.out = p.x.mutable_data_ptr();
+  runner.forward(c, p.x);
+  if (p.x.get() != x.get()) torch::stable::copy_(x, p.x);
+  for (int i = 0; i < 2; ++i) {
+    Tensor home = planes[i];
+    if (laid_out[i].get() != home.get()) torch::stable::copy_(home, laid_out[i]);
+  }
 }
 
 std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const Tensor& grad, const Tensor& x,

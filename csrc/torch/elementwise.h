@@ -40,6 +40,8 @@ struct Arguments {
   bool shared[kMaxParameters] = {};      // a parameter of one element, whatever the granularity
   std::optional<Tensor> words = {};      // Word::memory: int32, of the shape of x
   std::optional<Tensor> seed = {};       // Word::noise: int64, one element
+  bool total = false;                    // the sums of the forward pass are those of all channels together
+  bool output = true;                    // y is wanted; M::kOutput says so, too
 };
 
 // M is the struct in csrc/methods that `method` names.
@@ -62,9 +64,14 @@ struct Runner {
 
 Tensor run_forward(const Runner&, const Arguments&, const Tensor& x, const std::vector<Tensor>& parameters);
 
-// y, and the sums of the forward pass: fp64, [sums, channels].
+// y, and the sums of the forward pass: fp64, [sums, channels] (`total`: [sums, 1]).
 std::array<Tensor, 2> run_forward_sums(const Runner&, const Arguments&, const Tensor& x,
                                        const std::vector<Tensor>& parameters);
+
+// Word::state: y goes over x, and the two planes, int32 and of the shape of x, are changed as well. Any strides are
+// right.
+void run_in_place(const Runner&, const Arguments&, Tensor& x, const std::vector<Tensor>& parameters,
+                  const std::array<Tensor, 2>& planes, std::array<const char*, 2> names);
 
 // dx, then the gradients: the method's i-th sum has the shape of its i-th parameter.
 std::vector<Tensor> run_backward(const Runner&, const Arguments&, const Tensor& g, const Tensor& x,

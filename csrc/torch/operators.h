@@ -2,8 +2,11 @@
 #pragma once
 
 #include "affine.h"
+#include "dampening.h"
 #include "foreach_lsq.h"
+#include "frozen_lsq.h"
 #include "lsq.h"
+#include "oscillation.h"
 
 namespace fastq {
 
@@ -13,8 +16,12 @@ void implement_operators(Library& m) {
   m.impl("affine_backward", TORCH_BOX(&affine_backward<runner>));
   m.impl("foreach_lsq_forward", TORCH_BOX(&foreach_lsq_forward<runner>));
   m.impl("foreach_lsq_backward", TORCH_BOX(&foreach_lsq_backward<runner>));
+  m.impl("dampening", TORCH_BOX(&dampening<runner>));
+  m.impl("frozen_lsq_forward", TORCH_BOX(&frozen_lsq_forward<runner>));
+  m.impl("frozen_lsq_backward", TORCH_BOX(&frozen_lsq_backward<runner>));
   m.impl("lsq_forward", TORCH_BOX(&lsq_forward<runner>));
   m.impl("lsq_backward", TORCH_BOX(&lsq_backward<runner>));
+  m.impl("oscillation_step", TORCH_BOX(&oscillation_step<runner>));
 }
 
 }  // namespace fastq

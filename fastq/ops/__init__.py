@@ -6,17 +6,23 @@ from .affine import (
     fake_quantize_per_channel_affine,
     fake_quantize_per_tensor_affine,
 )
+from .dampening import dampening
 from .direct import direct_update_, direct_weight
 from .foreach import foreach_lsq
+from .frozen_lsq import frozen_lsq
 from .lsq import lsq
+from .oscillation import oscillation_step_
 
 __all__ = [
     "_fake_quantize_learnable_per_channel_affine",
     "_fake_quantize_learnable_per_tensor_affine",
+    "dampening",
     "direct_update_",
     "direct_weight",
     "fake_quantize_per_channel_affine",
     "fake_quantize_per_tensor_affine",
     "foreach_lsq",
+    "frozen_lsq",
     "lsq",
+    "oscillation_step_",
 ]

@@ -6,18 +6,27 @@ from .affine import (
     fake_quantize_per_channel_affine,
     fake_quantize_per_tensor_affine,
 )
+from .dampening import dampening, dampening_by_hand
 from .direct import direct_update_, direct_weight
 from .foreach import foreach_lsq
+from .frozen_lsq import frozen_lsq, frozen_lsq_surrogate
 from .lsq import lsq, lsq_surrogate
+from .oscillation import OscillationTrace, oscillation_step_
 
 __all__ = [
+    "OscillationTrace",
     "_fake_quantize_learnable_per_channel_affine",
     "_fake_quantize_learnable_per_tensor_affine",
+    "dampening",
+    "dampening_by_hand",
     "direct_update_",
     "direct_weight",
     "fake_quantize_per_channel_affine",
     "fake_quantize_per_tensor_affine",
     "foreach_lsq",
+    "frozen_lsq",
+    "frozen_lsq_surrogate",
     "lsq",
     "lsq_surrogate",
+    "oscillation_step_",
 ]
