@@ -48,6 +48,7 @@ def quantizers(granularity: dict[str, Any]) -> dict[str, tuple[Quantizer, int]]:
         "lsq": (lambda x, s, z: fastq.lsq(x, s, bits=4, **granularity), 1),
         "lsq+": (lambda x, s, z: fastq.lsq(x, s, bits=4, offset=z, **granularity), 2),
         "foreach_lsq": (lambda x, s, z: fastq.foreach_lsq([x], [s], bits=4, **granularity)[0], 1),
+        "frozen_lsq": (lambda x, s, z: fastq.frozen_lsq(x, s, state_for(x), bits=4, **granularity), 1),
     }
     if "axis" in granularity:
         channel, axis = fastq._fake_quantize_learnable_per_channel_affine, granularity["axis"]
@@ -57,6 +58,23 @@ def quantizers(granularity: dict[str, Any]) -> dict[str, tuple[Quantizer, int]]:
         found["learnable"] = (lambda x, s, z: fastq._fake_quantize_learnable_per_tensor_affine(x, s, z, -8, 7, 0.5), 2)
         found["affine"] = (lambda x, s, z: fastq.fake_quantize_per_tensor_affine(x, s.detach(), z.detach().int(), -8, 7), 0)
     return found
+
+
+def state_for(x: torch.Tensor) -> fastq.OscillationState:
+    """Of 4 bits; every third element is frozen."""
+    i = torch.arange(x.numel(), device=x.device, dtype=torch.int32).view(x.shape)
+    state = fastq.OscillationState.of(i * 7 % 16 - 8, -8, 7)
+    return fastq.OscillationState(torch.where(i % 3 == 0, state.freeze | -(2**31), state.freeze), state.track, -8, 7)
+
+
+def in_place(x: torch.Tensor, s: torch.Tensor, granularity: dict[str, Any]) -> list[torch.Tensor]:
+    """What has no gradient, or changes what it is given: a step of oscillation tracking, the loss of dampening. On the CPU."""
+    w, state = x.clone(), state_for(x)
+    fastq.oscillation_step_(w, s, state, bits=4, momentum=0.5, threshold=0.1, **granularity)
+    leaf = x.detach().requires_grad_()
+    (dw,) = torch.autograd.grad(fastq.dampening(leaf, s, bits=4, reduction="sum", **granularity), leaf)
+    fastq.dampening(x, s, bits=4, **granularity)
+    return [t.cpu() for t in (w, state.freeze, state.track, dw)]
 
 
 def call(fn: Quantizer, count: int, device: str, g: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -94,6 +112,14 @@ def main() -> int:
                     close = all(torch.allclose(a, b, rtol=0, atol=bound) for a, b in zip(got[2:], want[2:], strict=True))
                     if not (same_bits(got[0], want[0]) and same_bits(got[1], want[1]) and close):
                         wrong.append(f"{name} {shape} {dtype} {granularity} {layout}")
+            with fastq.use_backend("reference"):
+                want = in_place(x, step, granularity)
+            for layout, data in layouts(x.to(args.device)):
+                with fastq.use_backend(args.backend):
+                    got = in_place(data, step.to(args.device), granularity)
+                count += 1
+                if not all(same_bits(a, b) for a, b in zip(got, want, strict=True)):
+                    wrong.append(f"oscillations {shape} {dtype} {granularity} {layout}")
     print(f"{args.backend} on {args.device}: {count} calls, {len(wrong)} wrong")
     print("\n".join(wrong[:20]))
     return 1 if wrong else 0

@@ -66,6 +66,7 @@ class Method:
     word: str = "none"  # "noise", "memory", "state"
     sums: int = 0  # of the forward pass
     output: bool = True  # False: the forward pass is made for its sums, and y is not written
+    warps: int = WARPS
 
     @property
     def words(self) -> int:
@@ -333,14 +334,14 @@ def _guard(x: torch.Tensor) -> Any:
     return contextlib.nullcontext() if x.device.type == "cpu" else torch.get_device_module(x.device).device(x.device)
 
 
-def _options(x: torch.Tensor, shape: Geometry) -> dict[str, Any]:
+def _options(method: Method, x: torch.Tensor, shape: Geometry) -> dict[str, Any]:
     return {
         "F": _ARITHMETIC[compute_dtype(x)],
         "ROWS": shape.rows,
         "BLOCK": shape.block,
         "COLUMNS": shape.columns,
         "BY_BITS": x.dtype == torch.bfloat16 and triton_interpreted(),
-        "num_warps": WARPS,
+        "num_warps": method.warps,
         "enable_fp_fusion": False,
     }
 
@@ -373,7 +374,7 @@ def _forward(
                 float(qmin), float(qmax), lower, upper, eps, *_constants(constants),
                 shape.outer, shape.channels, shape.inner, shape.chunks,
                 PREPARE=method.prepare, FORWARD=method.forward, SUMS=method.sums, OUTPUT=method.output, WORDS=method.words,
-                SHARED=_bits(shared), **_options(x, shape),
+                SHARED=_bits(shared), **_options(method, x, shape),
             )  # fmt: skip
             if sums is not None:
                 count, a, s, block = shape.sums(total)
@@ -400,7 +401,8 @@ def run_in_place(
             dense, dense, *laid_out, tuple(p.contiguous() for p in parameters), dense, shape.partials,
             float(qmin), float(qmax), 0.0, 0.0, eps, *_constants(constants),
             shape.outer, shape.channels, shape.inner, shape.chunks,
-            PREPARE=method.prepare, FORWARD=method.forward, SUMS=0, OUTPUT=True, WORDS=method.words, SHARED=0, **_options(x, shape),
+            PREPARE=method.prepare, FORWARD=method.forward, SUMS=0, OUTPUT=True, WORDS=method.words, SHARED=0,
+            **_options(method, x, shape),
         )  # fmt: skip
     for home, changed in ((x, dense), *zip(planes, laid_out, strict=True)):
         if changed is not home:
@@ -446,7 +448,8 @@ def run_backward(
             dense, _like(grad, dense), dx, beside, held, partial, shape.partials,
             float(qmin), float(qmax), lower, upper, eps, *_constants(constants),
             shape.outer, shape.channels, shape.inner, shape.chunks,
-            PREPARE=method.prepare, BACKWARD=method.backward, WORDS=method.words, SHARED=_bits(shared), **_options(x, shape),
+            PREPARE=method.prepare, BACKWARD=method.backward, WORDS=method.words, SHARED=_bits(shared),
+            **_options(method, x, shape),
         )  # fmt: skip
         for i, gradient in enumerate(gradients):
             one = i < len(shared) and shared[i]

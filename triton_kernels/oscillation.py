@@ -65,7 +65,8 @@ def _forward(x, freeze, track, p, r):
     return tl.where(held, p[0] * integer, x), first, second
 
 
-OSCILLATION = Method("oscillation", 1, 0, prepare, _forward, None, None, word="state")
+# Three arrays read, and products of 64 bits: with 16 elements a thread it would take 167 registers.
+OSCILLATION = Method("oscillation", 1, 0, prepare, _forward, None, None, word="state", warps=16)
 
 
 def _step_op(

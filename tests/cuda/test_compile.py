@@ -67,7 +67,8 @@ def compile_and_check(nvcc: str, method: str, arch: str, folder: Path) -> None:
         loads = len(re.findall(r"LDG\.E\.(?:EF\.)?128", function))
         # Two pieces of 16-bit elements or four of the others, of x and in the backward pass of g.
         assert loads == (2 if "16Storage" in name else 4) * (2 if backward else 1), (name, loads)
-        assert len(re.findall(r"STG\.E\.(?:EF\.)?128", function)) == loads // (2 if backward else 1), name
+        written = 0 if "DampeningILb0" in name else loads // (2 if backward else 1)  # that one is made for its sum
+        assert len(re.findall(r"STG\.E\.(?:EF\.)?128", function)) == written, name
         assert not re.search(r"\b(?:LDL|STL)\b", function), name
 
 

@@ -250,3 +250,31 @@ def test_direct_has_the_bits_of_the_cpu(emulated: Any, shape: tuple[int, ...], l
                 results.append((a, r))
             assert torch.equal(results[0][0], results[1][0])
             assert residual is None or same_bits(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["one element", "chunks and a ragged end", "rows 7x7", "groups of 5", "columns, odd width"])
+@torch.no_grad()
+def test_oscillations_have_the_bits_of_the_cpu(emulated: Any, name: str, dtype: torch.dtype) -> None:
+    for shift in (0, 1):
+        x, g, step, _, axis, group = inputs(name, dtype, offset=False, shift=shift, special=True)
+        # Any state: codes of 4 bits, directions 0 to 2, averages between codes where nothing is frozen.
+        held, code, direction, f = (torch.randint(0, n, x.shape) for n in (2, 15, 3, 2**24))
+        freeze = (code << 21) + (1 - held) * (f >> 3) | direction << 29 | -(held << 31)
+        planes = torch.stack([freeze, f - (f >> 23 << 24) << 8 | code]).int()
+        where = (-8, 7, axis, group, 1e-8)
+        frozen = (x, step, planes[0], *where)
+        assert same_bits(emulated.frozen_lsq_forward(*frozen), torch.ops.fastq.frozen_lsq_forward(*frozen))
+        ours, theirs = (space.frozen_lsq_backward(g, *frozen, 0, 0.25, 1) for space in (emulated, torch.ops.fastq))
+        assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
+        for gradient in (True, False):
+            ours, theirs = (space.dampening(x, step, *where, gradient) for space in (emulated, torch.ops.fastq))
+            assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
+        x[..., -1] = float("nan")
+        for rates in ((0.25, 0.25, 2**22, False), (0.0009765625, 0.0, 2**24, True), (0.3, 0.3, 0, True)):
+            results = []
+            for space in (emulated, torch.ops.fastq):
+                w, state = x.clone(), planes.clone()
+                space.oscillation_step(w, step, *state, *where, *rates)
+                results.append((w, state))
+            assert same_bits(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])

@@ -65,6 +65,16 @@ def test_a_trace_by_hand(backend: str) -> None:
 
 
 @BACKENDS
+@pytest.mark.parametrize(
+    ("bits", "first", "held"), [(3, 0, 0), (3, 1, 2), (3, -1, 0), ((-3, 4), 0, 0), ((-3, 4), 1, 2), ((1, 6), 3, 4)]
+)
+def test_half_way_between_two_codes_the_even_one_is_frozen(backend: str, bits: Any, first: int, held: int) -> None:
+    with fastq.use_backend(backend):
+        trace = follow([first + 1, first], first, bits, momentum=0.5, threshold=0.4)
+    assert trace[0][2] == first + 0.5 and trace[1][2:] == (held, True, held)
+
+
+@BACKENDS
 def test_only_a_turn_counts(backend: str) -> None:
     with fastq.use_backend(backend):
         steps = follow([1, 1, 3, 3, 2, 2, 1, -4, -9, -1], first=0, momentum=0.5)

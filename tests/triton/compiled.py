@@ -110,10 +110,12 @@ def main(capability: int, storages: list[str]) -> None:
             for name, (rows, block, columns) in tiles if number < 2 else [tiles[0], tiles[2]]:
                 common = {"PREPARE": method.prepare, "F": F, "ROWS": rows, "BLOCK": block, "COLUMNS": columns, "BY_BITS": False,
                           "WORDS": method.words, "SHARED": 0}  # fmt: skip
-                words = {"none": f"*{storage}", "noise": "*i64", "memory": "*i32"}[method.word]
+                words = {"none": f"*{storage}", "noise": "*i64", "memory": "*i32", "state": "*i32"}[method.word]
                 tensors = {"x": f"*{storage}", "y": f"*{storage}", "g": f"*{storage}", "dx": f"*{storage}", "words": words,
-                           "partial": f"*{arithmetic}", "parameters": parameters}  # fmt: skip
-                directions = [(elementwise.forward_kernel, {"FORWARD": method.forward, "SUMS": method.sums})]
+                           "second": words, "partial": f"*{arithmetic}", "parameters": parameters}  # fmt: skip
+                directions = [
+                    (elementwise.forward_kernel, {"FORWARD": method.forward, "SUMS": method.sums, "OUTPUT": method.output})
+                ]
                 if method.backward is not None:
                     directions.append((elementwise.backward_kernel, {"BACKWARD": method.backward}))
                 for kernel, formula in directions:
@@ -121,7 +123,7 @@ def main(capability: int, storages: list[str]) -> None:
                     types = {n: t for n, t in (tensors | scalars).items() if n in kernel.arg_names}
                     if kernel is elementwise.forward_kernel and method.sums:
                         types["partial"] = "*fp64"
-                    compiled = compile_kernel(kernel, types, constants, capability, elementwise.WARPS)
+                    compiled = compile_kernel(kernel, types, constants, capability, method.warps)
                     report[f"{method.name} {storage} {name} {kernel.__name__}"] = describe(compiled)
             if method.gradients:
                 types = {"partial": f"*{arithmetic}", "gradient": f"*{arithmetic}", "parameters": parameters, "scale": "fp64"}
