@@ -17,6 +17,9 @@ unless ``range_learning``)::
 here it is ``g``. With a half-precision scale (what a base config infers for a half-precision layer) torchao rounds ``1 / scale``,
 the quotient and the result to half precision; the kernels do that to the result alone: codes next to a tie may differ by one.
 
+Asymmetric groups take the middle of their values, cut to an integer, for a zero-point, as torchao does: 0 for weights as they are.
+Beyond the codes, where torchao gives a constant, the kernels clip it to the nearest code.
+
 Refused by a ``ValueError`` when the layer is prepared: base configs without integer fake-quantizers (float8, mxfp4, nvfp4,
 ``Int4WeightOnlyConfig``), a ``zero_point_domain`` other than INT, learned ranges with a zero-point (torchao learns fractions of a
 code, the kernels' zero-points are integers). Symmetric per-token quantization raises as in torchao.
