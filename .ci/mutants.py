@@ -310,8 +310,14 @@ MUTANTS = [
     ),
     *mutants(
         "csrc/cuda/elementwise.cuh",
-        ("cuda-many-block", "jobs.first[middle] <= index", "jobs.first[middle] < index", CUDA_MANY, "the first block of a job is its own"),
-        ("cuda-many-place", "index - job.first[i]);\n  }\n};\n\n}", "index);\n  }\n};\n\n}", CUDA_MANY, "a job's blocks count from 0"),
+        (
+            "cuda-many-block", "jobs.first[middle] <= index", "jobs.first[middle] < index",
+            CUDA_MANY, "the first block of a job is its own",
+        ),
+        (
+            "cuda-many-place", "index - job.first[i]);\n  }\n};\n\n}", "index);\n  }\n};\n\n}",
+            CUDA_MANY, "a job's blocks count from 0",
+        ),
     ),
     *mutants(
         "csrc/torch/cpu.cpp",
@@ -319,18 +325,26 @@ MUTANTS = [
     ),
     *mutants(
         "csrc/torch/foreach_lsq.h",
-        ("foreach-one-factor", "gradient_norm(grad_norm, x[i], step[i], qmax[i])", "gradient_norm(grad_norm, x[0], step[0], qmax[0])",
-         FOREACH, "1/sqrt(N*qmax) is each tensor's own"),
+        (
+            "foreach-one-factor", "gradient_norm(grad_norm, x[i], step[i], qmax[i])",
+            "gradient_norm(grad_norm, x[0], step[0], qmax[0])", FOREACH, "1/sqrt(N*qmax) is each tensor's own",
+        ),
     ),
     *mutants(
         "fastq/ops/foreach.py",
-        ("foreach-order", "result[i], result[n + i] = found[k]", "result[k], result[n + k] = found[k]", FOREACH, "whose gradient it is"),
+        (
+            "foreach-order", "result[i], result[n + i] = found[k]", "result[k], result[n + k] = found[k]",
+            FOREACH, "whose gradient it is",
+        ),
     ),
     *mutants(
         "fastq/nn/weights.py",
         ("weights-version", "id(weight), weight._version, weight", "id(weight), 0, weight", GROUPED, "a write within a pass"),
         ("weights-step-version", "id(step), step._version", "id(step), 0", GROUPED, "a write within a pass"),
-        ("weights-checkpoint", "return torch.is_grad_enabled() and (", "return False and (", GROUPED, "checkpoints save the same twice"),
+        (
+            "weights-checkpoint", "return torch.is_grad_enabled() and (", "return False and (",
+            GROUPED, "checkpoints save the same twice",
+        ),
         ("weights-unended", "_current.running = _current.running.outer", "pass", GROUPED, "nothing outlives a pass"),
     ),
     *mutants(

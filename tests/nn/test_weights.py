@@ -100,11 +100,12 @@ def test_a_write_within_a_pass_is_seen(what: str) -> None:
     results = []
     for group in (True, False):
         model = prepared(group)
-        layer = model.block[2]
-        written = layer.weight if what == "weight" else layer.weight_quantizer.step
-        model.between = lambda x, written=written: written.mul_(1.7)
+        written = model.head.weight if what == "weight" else model.head.weight_quantizer.step
         with torch.no_grad():
+            before = model(X)
+            model.between = lambda x, written=written: written.mul_(3)
             results.append(model(X))
+        assert not same_bits(before, results[-1]), "the write matters"
     assert same_bits(*results)
 
 
@@ -113,11 +114,13 @@ def test_a_replaced_weight_is_seen() -> None:
     for group in (True, False):
         model = prepared(group)
 
-        def replace(x: Any, layer: Any = model.block[2]) -> None:
-            layer.weight = nn.Parameter(layer.weight.detach() * 2)
+        def replace(x: Any, head: Any = model.head) -> None:
+            head.weight = nn.Parameter(head.weight.detach() * 2)
 
+        before = model(X).detach()
         model.between = replace
         results.append(model(X).detach())
+        assert not same_bits(before, results[-1]), "the weight matters"
     assert same_bits(*results)
 
 
