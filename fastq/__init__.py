@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from .ops.dampening import dampening as dampening
     from .ops.direct import direct_update_ as direct_update_
     from .ops.direct import direct_weight as direct_weight
+    from .ops.ewgs import ewgs as ewgs
     from .ops.foreach import foreach_lsq as foreach_lsq
     from .ops.frozen_lsq import frozen_lsq as frozen_lsq
     from .ops.lsq import lsq as lsq
     from .ops.oscillation import oscillation_step_ as oscillation_step_
+    from .ops.pact import pact as pact
+    from .ops.qil import qil as qil
     from .oscillation import OscillationState as OscillationState
     from .recipes.prepare import prepare as prepare
 
@@ -62,6 +65,9 @@ _FUNCTIONS = {
     "load": "deploy",
     "lsq": "ops",
     "oscillation_step_": "ops",
+    "ewgs": "ops",
+    "qil": "ops",
+    "pact": "ops",
     "prepare": "recipes",
     "save": "deploy",
     "set_checks": "checks",

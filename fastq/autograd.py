@@ -3,12 +3,18 @@
 from .ops.affine import FakeQuantizeAffine
 from .ops.dampening import Dampening
 from .ops.direct import DirectWeight
+from .ops.ewgs import EWGS
 from .ops.foreach import ForeachLSQ
 from .ops.frozen_lsq import FrozenLSQ
 from .ops.lsq import LSQ
+from .ops.pact import PACT
+from .ops.qil import QIL
 
 __all__ = [
+    "EWGS",
     "LSQ",
+    "PACT",
+    "QIL",
     "Dampening",
     "DirectWeight",
     "FakeQuantizeAffine",

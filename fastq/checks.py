@@ -21,6 +21,11 @@ def set_checks(enabled: bool) -> None:
     _enabled = bool(enabled)
 
 
+def enabled() -> bool:
+    """Whether the checking mode is on: what needs arithmetic to be checked asks first."""
+    return _enabled
+
+
 def check_values(
     op: str, x: torch.Tensor, step: torch.Tensor, offset: torch.Tensor | None, names: tuple[str, str] = ("step", "offset"),
     of: str = "x",

@@ -17,7 +17,7 @@ import math
 import numpy as np
 import torch
 
-__all__ = ["BOUNDARIES", "integer_range", "mask_bounds"]
+__all__ = ["BOUNDARIES", "integer_range", "level_count", "mask_bounds"]
 
 #: Where the straight-through gradient passes, as the ops number it. ``v = x / step``:
 #: open ``qmin < v < qmax``; closed ``qmin <= v <= qmax``; rounded ``qmin <= round(v) <= qmax``.
@@ -52,6 +52,16 @@ def integer_range(op: str, bits: int | tuple[int, int], signed: bool = True, nar
             "1 bit must be signed=False, or give bits=(qmin, qmax) with qmax >= 1"
         )
     return qmin, qmax
+
+
+def level_count(op: str, bits: int, signed: bool = False) -> int:
+    """``L``, the number of steps from 0 to the largest level: ``2**b - 1``, of each sign ``2**(b-1) - 1`` with ``signed``."""
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"{op}: bits must be an int from {2 if signed else 1} to 8, got {bits!r}")
+    if not 1 + signed <= bits <= 8:
+        none = "; 1 bit has no level beside 0" if signed and bits == 1 else ""
+        raise ValueError(f"{op}: bits must be from {2 if signed else 1} to 8, got {bits}{none}")
+    return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
 
 
 @functools.lru_cache(maxsize=None)

@@ -10,9 +10,12 @@ from . import foreach as foreach
 from .affine import AFFINE, AFFINE_PER_CHANNEL, AFFINE_PER_TENSOR
 from .dampening import DAMPENING, DAMPENING_LOSS
 from .elementwise import Method
+from .ewgs import EWGS
 from .frozen_lsq import FROZEN_LSQ
 from .lsq import LSQ, LSQ_OFFSET
 from .oscillation import OSCILLATION
+from .pact import PACT, PACT_PLAIN, PACT_TWO_SIDED, PACT_TWO_SIDED_PLAIN
+from .qil import QIL_ACTIVATION, QIL_POWER, QIL_WEIGHT
 
 __all__ = ["methods"]
 
@@ -22,6 +25,14 @@ def methods() -> list[Method]:
     return [
         LSQ,
         LSQ_OFFSET,
+        EWGS,
+        PACT,
+        PACT_PLAIN,
+        PACT_TWO_SIDED,
+        PACT_TWO_SIDED_PLAIN,
+        QIL_ACTIVATION,
+        QIL_WEIGHT,
+        QIL_POWER,
         AFFINE,
         AFFINE_PER_TENSOR,
         AFFINE_PER_CHANNEL,

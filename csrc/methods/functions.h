@@ -1,5 +1,5 @@
-// exp, log and tanh for a number and for a vector of numbers, the same bits on every device: polynomials over exact
-// arithmetic, no fused multiply-add. In fp32 within 2 ulp (measured over all magnitudes in
+// exp, log, power and tanh for a number and for a vector of numbers, the same bits on every device: polynomials over
+// exact arithmetic, no fused multiply-add. In fp32 within 2 ulp (measured over all magnitudes in
 // tests/ops/test_functions.py); fp64, which only checks use, takes the platform's function, lane by lane.
 //
 // Coefficients: Cephes (Moshier, single precision expf, logf, tanhf), https://www.netlib.org/cephes/.
@@ -44,11 +44,11 @@ FASTQ_HD V signed_as(V v, V like, float) {
   return I::from_bits((I::bits(v) & 0x7fffffff) | (I::bits(like) & int32_t(0x80000000)));
 }
 
-// e^x = 2^n e^r, |r| <= ln 2 / 2. Saturates at the ends of the range: 0 below -103.97, inf above 88.72.
+// 2^m e^x = 2^(m+n) e^r, |r| <= ln 2 / 2, for an integer m.
 template <class V>
-FASTQ_HD V exp(V x, float) {
+FASTQ_HD V scaled_exp(V x, V m) {
   using I = Integers<V>;
-  const V c = clip(x, -104.0f, 89.0f);
+  const V c = clip(x, -300.0f, 300.0f);
   const V n = round_clipped(c * 1.44269504088896341f, float());
   const V r = (c - n * 0.693359375f) - n * -2.12194440e-4f;
   V p = splat<V>(1.9875691500e-4f);
@@ -58,28 +58,39 @@ FASTQ_HD V exp(V x, float) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const V e = (p * (r * r) + r) + 1.0f;
-  // 2^n in two factors, so that neither leaves the normal numbers. NaN has no integer; it takes 0, and comes back
+  // 2^(m+n) in two factors, so that neither leaves the normal numbers. NaN has no integer; it takes 0, and comes back
   // below.
-  const auto k = I::truncate(select(n == n, n, splat<V>(0.0f)));
+  const V exponent = clip(m + n, -252.0f, 254.0f);
+  const auto k = I::truncate(select(exponent == exponent, exponent, splat<V>(0.0f)));
   const auto half = k >> 1;
   const V low = I::from_bits((half + 127) << 23), high = I::from_bits((k - half + 127) << 23);
   return (e * low) * high + nan_of(x, float());
 }
 
-// ln x = ln m + e ln 2, m in [sqrt(1/2), sqrt(2)). 0 gives -inf, a negative number NaN, inf inf.
+// Saturates at the ends of the range: 0 below -103.97, inf above 88.72.
 template <class V>
-FASTQ_HD V log(V x, float) {
+FASTQ_HD V exp(V x, float) {
+  return scaled_exp(x, splat<V>(0.0f));
+}
+
+// m - 1 and e of x = m 2^e, m in [sqrt(1/2), sqrt(2)).
+template <class V>
+FASTQ_HD V mantissa(V x, V& e) {
   using I = Integers<V>;
   const auto tiny = x < 1.17549435e-38f;
   const V scaled = select(tiny, x * 8388608.0f, x);  // a subnormal times 2^23
   const auto b = I::bits(scaled);
-  V e = I::value((b >> 23) - 126);
+  e = I::value((b >> 23) - 126);
   e = select(tiny, e - 23.0f, e);
-  V m = I::from_bits((b & 0x007fffff) | 0x3f000000);  // [1/2, 1)
+  const V m = I::from_bits((b & 0x007fffff) | 0x3f000000);  // [1/2, 1)
   const auto low = m < 0.707106781186547524f;
   e = select(low, e - 1.0f, e);
-  m = select(low, m + m, m) - 1.0f;
-  const V z = m * m;
+  return select(low, m + m, m) - 1.0f;
+}
+
+// ln(1 + m) = m - m^2 / 2 + m^3 p(m); this is m^3 p(m).
+template <class V>
+FASTQ_HD V log_rest(V m) {
   V p = splat<V>(7.0376836292e-2f);
   p = p * m + -1.1514610310e-1f;
   p = p * m + 1.1676998740e-1f;
@@ -89,7 +100,16 @@ FASTQ_HD V log(V x, float) {
   p = p * m + 2.0000714765e-1f;
   p = p * m + -2.4999993993e-1f;
   p = p * m + 3.3333331174e-1f;
-  V y = p * m * z;
+  return p * m * (m * m);
+}
+
+// ln x = ln m + e ln 2. 0 gives -inf, a negative number NaN, inf inf.
+template <class V>
+FASTQ_HD V log(V x, float) {
+  V e;
+  const V m = mantissa(x, e);
+  const V z = m * m;
+  V y = log_rest(m);
   y = y + e * -2.12194440e-4f;
   y = y - z * 0.5f;
   y = (m + y) + e * 0.693359375f;
@@ -97,6 +117,22 @@ FASTQ_HD V log(V x, float) {
   y = select(x == inf, inf, y);
   y = select(x == 0.0f, -inf, y);
   return select(x < 0.0f, splat<V>(0.0f) / splat<V>(0.0f), y) + nan_of(x, float());
+}
+
+// x^y for 0 < x <= 1 and y > 0: x^y = 2^(e y) e^(y ln m), the integer part of e y taken out exactly, so that the error
+// is of the order of y roundings and not of the logarithm's size.
+template <class V>
+FASTQ_HD V power(V x, V y, float) {
+  using I = Integers<V>;
+  V e;
+  const V m = mantissa(x, e);
+  const V ln_m = m + (log_rest(m) - (m * m) * 0.5f);
+  const V high = I::from_bits(I::bits(y) & int32_t(0xfffff000));  // 12 bits, whose product with e is exact
+  const V low = (y - high) * e, whole = high * e;
+  const V n = round_clipped(clip(whole, -1000.0f, 1000.0f), float());
+  const V rest = y * ln_m;
+  const V found = scaled_exp(((whole - n) + low) * 0.693147180559945309f + rest, n);
+  return select((whole + low) * 0.693147180559945309f + rest < -104.0f, splat<V>(0.0f), found);
 }
 
 // A polynomial for small |x|, else 1 - 2 / (e^(2|x|) + 1).
@@ -138,6 +174,10 @@ FASTQ_HD V exp(V x, double) {
 template <class V>
 FASTQ_HD V log(V x, double) {
   return EachLane<V>::of(x, [](double v) { return ::log(v); });
+}
+template <class V>
+FASTQ_HD V power(V x, V y, double) {
+  return exp(y * log(x, double()), double());
 }
 template <class V>
 FASTQ_HD V tanh(V x, double) {

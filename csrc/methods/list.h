@@ -14,6 +14,8 @@
   X(dampening, Dampening<true>)       \
   X(dampening_loss, Dampening<false>)
 
+#define FASTQ_EWGS(X) X(ewgs, EWGS)
+
 #define FASTQ_FROZEN_LSQ(X) X(frozen_lsq, FrozenLSQ)
 
 #define FASTQ_LSQ(X)      \
@@ -22,12 +24,26 @@
 
 #define FASTQ_OSCILLATION(X) X(oscillation, OscillationStep)
 
+#define FASTQ_PACT(X)                        \
+  X(pact, PACT<true, false>)                 \
+  X(pact_plain, PACT<false, false>)          \
+  X(pact_two_sided, PACT<true, true>)        \
+  X(pact_two_sided_plain, PACT<false, true>)
+
+#define FASTQ_QIL(X)                             \
+  X(qil_activation, QIL<Transforms::activation>) \
+  X(qil_weight, QIL<Transforms::weight>)         \
+  X(qil_power, QIL<Transforms::weight_by_power>)
+
 #define FASTQ_METHODS(X) \
   FASTQ_AFFINE(X) \
   FASTQ_DAMPENING(X) \
+  FASTQ_EWGS(X) \
   FASTQ_FROZEN_LSQ(X) \
   FASTQ_LSQ(X) \
   FASTQ_OSCILLATION(X) \
+  FASTQ_PACT(X) \
+  FASTQ_QIL(X) \
   /* a new one above */
 // clang-format on
 

@@ -3,10 +3,13 @@
 
 #include "affine.h"
 #include "dampening.h"
+#include "ewgs.h"
 #include "foreach_lsq.h"
 #include "frozen_lsq.h"
 #include "lsq.h"
 #include "oscillation.h"
+#include "pact.h"
+#include "qil.h"
 
 namespace fastq {
 
@@ -14,6 +17,8 @@ template <const Runner& runner, class Library>
 void implement_operators(Library& m) {
   m.impl("affine_forward", TORCH_BOX(&affine_forward<runner>));
   m.impl("affine_backward", TORCH_BOX(&affine_backward<runner>));
+  m.impl("ewgs_forward", TORCH_BOX(&ewgs_forward<runner>));
+  m.impl("ewgs_backward", TORCH_BOX(&ewgs_backward<runner>));
   m.impl("foreach_lsq_forward", TORCH_BOX(&foreach_lsq_forward<runner>));
   m.impl("foreach_lsq_backward", TORCH_BOX(&foreach_lsq_backward<runner>));
   m.impl("dampening", TORCH_BOX(&dampening<runner>));
@@ -22,6 +27,10 @@ void implement_operators(Library& m) {
   m.impl("lsq_forward", TORCH_BOX(&lsq_forward<runner>));
   m.impl("lsq_backward", TORCH_BOX(&lsq_backward<runner>));
   m.impl("oscillation_step", TORCH_BOX(&oscillation_step<runner>));
+  m.impl("pact_forward", TORCH_BOX(&pact_forward<runner>));
+  m.impl("pact_backward", TORCH_BOX(&pact_backward<runner>));
+  m.impl("qil_forward", TORCH_BOX(&qil_forward<runner>));
+  m.impl("qil_backward", TORCH_BOX(&qil_backward<runner>));
 }
 
 }  // namespace fastq

@@ -8,10 +8,13 @@ from .affine import (
 )
 from .dampening import dampening
 from .direct import direct_update_, direct_weight
+from .ewgs import ewgs
 from .foreach import foreach_lsq
 from .frozen_lsq import frozen_lsq
 from .lsq import lsq
 from .oscillation import oscillation_step_
+from .pact import pact
+from .qil import qil
 
 __all__ = [
     "_fake_quantize_learnable_per_channel_affine",
@@ -19,10 +22,13 @@ __all__ = [
     "dampening",
     "direct_update_",
     "direct_weight",
+    "ewgs",
     "fake_quantize_per_channel_affine",
     "fake_quantize_per_tensor_affine",
     "foreach_lsq",
     "frozen_lsq",
     "lsq",
     "oscillation_step_",
+    "pact",
+    "qil",
 ]

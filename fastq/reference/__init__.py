@@ -8,10 +8,13 @@ from .affine import (
 )
 from .dampening import dampening, dampening_by_hand
 from .direct import direct_update_, direct_weight
+from .ewgs import ewgs, ewgs_surrogate
 from .foreach import foreach_lsq
 from .frozen_lsq import frozen_lsq, frozen_lsq_surrogate
 from .lsq import lsq, lsq_surrogate
 from .oscillation import OscillationTrace, oscillation_step_
+from .pact import pact, pact_surrogate
+from .qil import qil, qil_surrogate
 
 __all__ = [
     "OscillationTrace",
@@ -21,6 +24,8 @@ __all__ = [
     "dampening_by_hand",
     "direct_update_",
     "direct_weight",
+    "ewgs",
+    "ewgs_surrogate",
     "fake_quantize_per_channel_affine",
     "fake_quantize_per_tensor_affine",
     "foreach_lsq",
@@ -29,4 +34,8 @@ __all__ = [
     "lsq",
     "lsq_surrogate",
     "oscillation_step_",
+    "pact",
+    "pact_surrogate",
+    "qil",
+    "qil_surrogate",
 ]

@@ -278,3 +278,35 @@ def test_oscillations_have_the_bits_of_the_cpu(emulated: Any, name: str, dtype: 
                 space.oscillation_step(w, step, *state, *where, *rates)
                 results.append((w, state))
             assert same_bits(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+def learned(name: str, shape: tuple[int, ...], axis: int, group: int, dtype: torch.dtype) -> list[tuple[str, tuple[Any, ...], Any]]:
+    """``(operator, arguments after x, further ones of its backward pass)`` for each variant of a method."""
+    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    parameter = (*shape[:-1], shape[-1] // group) if group else (shape[axis],) if axis >= 0 else (1,)
+    a, b, c = ((torch.rand(parameter, dtype=torch.float64) + 0.5).to(arithmetic) for _ in range(3))
+    a.view(-1)[-1], b.view(-1)[0] = -0.75, float("nan")
+    where = (axis, group, 1e-8)
+    if name == "pact":
+        return [("pact", (a, 15, two_sided, *where), (calibrated,)) for two_sided in (False, True) for calibrated in (False, True)]
+    if name == "ewgs":
+        return [("ewgs", (-a, b, 15, *where), (boundary, 0.5)) for boundary in (0, 1)]
+    return [("qil", (a, b, gamma, 7, weight, *where), ()) for gamma, weight in ((None, False), (None, True), (c, True))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape, axis, group", [((5000,), -1, 0), ((6, 70), 0, 0), ((300, 33), 1, 0), ((9, 20), -1, 5)], ids=str)
+@pytest.mark.parametrize("name", ["pact", "ewgs", "qil"])
+@torch.no_grad()
+def test_learned_intervals_have_the_bits_of_the_cpu(
+    emulated: Any, name: str, shape: tuple[int, ...], axis: int, group: int, dtype: torch.dtype
+) -> None:
+    x, g = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    x.view(-1)[:4] = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0])
+    for op, forward, further in learned(name, shape, axis, group, dtype):
+        forward_op, backward_op = f"{op}_forward", f"{op}_backward"
+        theirs = getattr(torch.ops.fastq, forward_op)(x, *forward)
+        assert same_bits(getattr(emulated, forward_op)(x, *forward), theirs)
+        ours = getattr(emulated, backward_op)(g, x, *forward, *further)
+        for mine, other in zip(ours, getattr(torch.ops.fastq, backward_op)(g, x, *forward, *further), strict=True):
+            assert same_bits(mine, other), (op, forward[-5:], further)
