@@ -1,11 +1,17 @@
 """Modules: the quantizer with its state, and layers that have one on their input and one on their weight."""
 
 from .direct import DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight
+from .ewgs import EWGS, hessian_delta, set_hessian_deltas
 from .layers import QUANTIZED, QuantConv1d, QuantConv2d, QuantLinear
+from .pact import PACT
+from .qil import QIL
 from .quantizer import LSQ
 
 __all__ = [
+    "EWGS",
     "LSQ",
+    "PACT",
+    "QIL",
     "QUANTIZED",
     "DirectConv1d",
     "DirectConv2d",
@@ -15,4 +21,6 @@ __all__ = [
     "QuantConv1d",
     "QuantConv2d",
     "QuantLinear",
+    "hessian_delta",
+    "set_hessian_deltas",
 ]

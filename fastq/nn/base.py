@@ -1,0 +1,141 @@
+"""What the quantizers' modules share: arguments of the granularity, parameters that keep their precision, the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..granularity import check_input, compute_dtype, normalize_axis, parameter_shape
+from .initializers import as_rows
+
+__all__ = ["FirstBatch", "Quantizer"]
+
+
+class Quantizer(nn.Module):
+    """A quantizer whose learned parameters, named in ``learned``, have one shape.
+
+    Args:
+        axis: one set of parameters per index of this axis.
+        group_size: one set per so many consecutive elements of the last axis.
+        shape: of each parameter: ``(C,)`` with ``axis``, ``x.shape[:-1] + (K // group_size,)`` with ``group_size``.
+        values: the first value of each parameter; None for a parameter that this quantizer does not have.
+
+    The parameters are float32 whatever ``.to()`` or ``.half()`` the model gets (float64 after ``.double()``): the kernels want
+    that, and a clip rounded to bfloat16 is another quantizer.
+    """
+
+    #: The parameters in the order in which the op takes them.
+    learned: tuple[str, ...] = ()
+
+    def __init__(self, axis: int | None, group_size: int | None, shape: tuple[int, ...], values: dict[str, float | None]) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if axis is not None and group_size is not None:
+            raise ValueError(f"{name}: axis={axis} and group_size={group_size} exclude each other; give one of them")
+        for what, value in (("axis", axis), ("group_size", group_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise TypeError(f"{name}: {what} must be an int or None, got {value!r}")
+        if group_size is not None and group_size < 1:
+            raise ValueError(f"{name}: group_size must be at least 1, got {group_size}")
+        self.axis, self.group_size = axis, group_size
+        for parameter, first in values.items():
+            full = None if first is None else nn.Parameter(torch.full(shape, first, dtype=torch.float32))
+            self.register_parameter(parameter, full)
+        count = next(self.parameters()).numel()
+        if axis is None and group_size is None and count != 1:
+            raise ValueError(f"{name}: shape must be of one element without axis and group_size, got {tuple(shape)}")
+
+    def _parameters_for(self, x: torch.Tensor) -> list[Any]:
+        """The learned parameters in the dtype that an op wants for ``x``; None for one that this quantizer does not have."""
+        check_input(type(self).__name__, x)
+        dtype = compute_dtype(x)
+        held = [getattr(self, name) for name in self.learned]
+        return [p if p is None or p.dtype == dtype else p.to(dtype) for p in held]
+
+    def _check_shape(self, x: torch.Tensor) -> None:
+        name = type(self).__name__
+        check_input(name, x)
+        needed = parameter_shape(x, *normalize_axis(name, x, self.axis, self.group_size))
+        held = getattr(self, self.learned[0])
+        if (held.numel() != 1) if needed == () else tuple(held.shape) != needed:
+            raise ValueError(
+                f"{name}: {self.learned[0]} must have shape {needed or (1,)} for x of shape {tuple(x.shape)}, "
+                f"got {tuple(held.shape)}"
+            )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        def keep_precision(t: torch.Tensor) -> torch.Tensor:
+            new = fn(t)
+            return t.to(new.device, torch.float32) if t.is_floating_point() and new.dtype.itemsize < 4 else new
+
+        return super()._apply(keep_precision, recurse)
+
+    def _grain(self) -> str:
+        grain = "per tensor" if self.group_size is None else f"group_size={self.group_size}"
+        return grain if self.axis is None else f"axis={self.axis}"
+
+
+class FirstBatch(Quantizer):
+    """A quantizer whose parameters the first batch sets, in training and in evaluation mode.
+
+    In a process group every rank gets the mean of what the ranks saw, so all have to take part. An empty batch is not the
+    first. That it happened is kept in the buffer ``initialized`` (uint8: torch.optim.swa_utils subtracts buffers, which bool
+    tensors refuse), so that a loaded module goes on from where it was. Under ``torch.compile(fullgraph=True)`` run one batch
+    before compiling: the first one looks at its values.
+    """
+
+    initialized: torch.Tensor
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_buffer("initialized", torch.tensor(False, dtype=torch.uint8))
+        self._initialized = False  # what the buffer says, where reading it would wait for a GPU
+        self.register_load_state_dict_post_hook(_read_buffer)
+
+    def _first_values(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """A value for each learned parameter that there is, from ``x`` as one float32 row per parameter; none is empty."""
+        raise TypeError(f"{type(self).__name__} says nothing of its first values")
+
+    def initialize(self, x: torch.Tensor, *, synchronize: bool = True) -> None:
+        """Set the parameters from ``x``; with ``synchronize`` in a process group all ranks must call, and get the same.
+
+        Nothing happens on the meta device, which has no values, nor where ``x`` is empty (on all ranks). Raises ``TypeError`` or
+        ``ValueError`` where ``x`` does not fit the quantizer, and then leaves it as it was.
+        """
+        self._check_shape(x)
+        if x.is_meta:
+            return
+        held = [p for p in (getattr(self, name) for name in self.learned) if p is not None]
+        seen = x.numel() > 0
+        values = torch.zeros(len(held), held[0].numel(), device=x.device)
+        if seen:
+            with torch.no_grad():
+                values = torch.stack(self._first_values(as_rows(x.detach(), self.axis, self.group_size).float()))
+        if synchronize and torch.distributed.is_available() and torch.distributed.is_initialized():
+            votes = values.new_tensor([float(seen)])
+            for t in (values, votes):
+                torch.distributed.all_reduce(t)
+            values /= votes
+            seen = bool(votes > 0)
+        if not seen:
+            return
+        with torch.no_grad():
+            for parameter, value in zip(held, values, strict=True):
+                parameter.copy_(value.view_as(parameter))
+            self.initialized.fill_(True)
+        self._initialized = True
+
+    def _ready(self, x: torch.Tensor) -> None:
+        """Before the first forward pass: the first batch, unless a loaded or averaged state says that it has been."""
+        if not self._initialized:
+            _read_buffer(self)  # DDP, averaging and the like write into buffers and tell nobody
+            if not self._initialized:
+                self.initialize(x)
+
+
+def _read_buffer(module: nn.Module, incompatible: Any = None) -> None:
+    if isinstance(module, FirstBatch) and not module.initialized.is_meta:
+        module._initialized = bool(module.initialized)

@@ -1,0 +1,87 @@
+"""The PACT quantizer as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..ops import pact
+from ..ops.pact import check_flags
+from ..ranges import level_count
+from ..reference.lsq import effective_step
+from .base import Quantizer
+
+__all__ = ["PACT"]
+
+#: The first clip before a layer of either kind (Jin et al., https://arxiv.org/abs/1912.10207).
+INITIAL = {"conv": 8.0, "linear": 10.0}
+
+
+class PACT(Quantizer):
+    """Clip to a learned range and fake-quantize: :func:`fastq.pact` with its state.
+
+    The clip stays positive by parametrisation: the kernel uses ``max(|alpha|, eps)``, with the sign of alpha on its gradient.
+    A projection would change a parameter behind the optimizer's back, and a logarithm would change what a learning rate and
+    the paper's values of alpha mean. No weight decay belongs on ``alpha``.
+
+    Args:
+        bits: 1 to 8.
+        calibrated, two_sided, eps: as in :func:`fastq.pact`.
+        init: the first clip, positive: ``"conv"`` 8.0 and ``"linear"`` 10.0, for the input of such a layer; or a number.
+        axis: one clip per index of this axis.
+        group_size: one clip per so many consecutive elements of the last axis.
+        shape: of alpha: ``(C,)`` with ``axis``, ``x.shape[:-1] + (K // group_size,)`` with ``group_size``; default ``(1,)``.
+
+    Input: ``x`` as :func:`fastq.pact` takes it. Output: of its shape, dtype and layout.
+
+    Raises:
+        TypeError, ValueError: an argument, or later an ``x``, does not fit; the message says what was expected.
+
+    Attributes:
+        alpha: parameter, float32 whatever ``.to()`` or ``.half()`` the model gets (float64 after ``.double()``).
+    """
+
+    alpha: nn.Parameter
+    learned = ("alpha",)
+
+    def __init__(
+        self, bits: int, *, calibrated: bool = True, two_sided: bool = False, init: float | str = "conv", axis: int | None = None,
+        group_size: int | None = None, shape: tuple[int, ...] = (1,), eps: float = 1e-8,
+    ) -> None:  # fmt: skip
+        level_count("PACT", bits)
+        check_flags("PACT", calibrated=calibrated, two_sided=two_sided)
+        if not eps > 0:
+            raise ValueError(f"PACT: eps must be positive, got {eps}")
+        super().__init__(axis, group_size, shape, {"alpha": _first(init)})
+        self.bits, self.calibrated, self.two_sided, self.init, self.eps = bits, calibrated, two_sided, init, eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (alpha,) = self._parameters_for(x)
+        return pact(
+            x, alpha, bits=self.bits, calibrated=self.calibrated, two_sided=self.two_sided, axis=self.axis,
+            group_size=self.group_size, eps=self.eps,
+        )  # fmt: skip
+
+    def effective_alpha(self) -> torch.Tensor:
+        """``max(|alpha|, eps)``: the clip that the kernels use."""
+        return effective_step(self.alpha.detach(), self.eps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"bits={self.bits}, {self._grain()}, clips={self.alpha.numel()}, calibrated={self.calibrated}, "
+            f"two_sided={self.two_sided}, init={self.init!r}"
+        )
+
+
+def _first(init: Any) -> float:
+    if isinstance(init, str):
+        if init in INITIAL:
+            return INITIAL[init]
+        raise ValueError(f"PACT: init must be one of {', '.join(INITIAL)}, or a positive number, got {init!r}")
+    if isinstance(init, bool) or not isinstance(init, (int, float)):
+        raise TypeError(f"PACT: init must be one of {', '.join(INITIAL)}, or a positive number, got {init!r}")
+    if not 0 < init < float("inf"):
+        raise ValueError(f"PACT: init must be one of {', '.join(INITIAL)}, or a positive number, got {init}")
+    return float(init)

@@ -1,0 +1,100 @@
+"""The QIL quantizer as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..ops import qil
+from ..ranges import level_count
+from ..reference.qil import effective_interval
+from .base import FirstBatch
+
+__all__ = ["QIL"]
+
+
+class QIL(FirstBatch):
+    """Prune, clip and quantize inside a learned interval: :func:`fastq.qil` with its state.
+
+    The first batch sets ``center = width = max|x| / 2``, so that nothing is pruned and nothing clipped, and ``gamma = 1``. This
+    is a reconstruction of QIL's initial values, equations not published in the sources we had. The output is not scaled
+    back: a batch norm has to follow.
+
+    Width and gamma stay positive by parametrisation, as in :class:`fastq.nn.PACT`: the kernel uses ``max(|p|, eps)`` with the
+    sign of ``p`` on its gradient. That a weight's interval begins at 0 or above is a projection which the kernel does on what
+    it reads (a center below the width acts as the width), not on the parameter: its gradient still arrives, so that training
+    can take the center back up.
+
+    To train the quantizers alone, on other data than the network's as the paper does, freeze the rest::
+
+        for p in model.parameters():
+            p.requires_grad_(False)
+        for module in model.modules():
+            if isinstance(module, fastq.nn.QIL):
+                module.requires_grad_(True)
+
+    A weight that needs no gradient gets none, and the interval is trained all the same.
+
+    Args:
+        bits: 1 to 8; 2 to 8 for weights.
+        weight: whether a weight is quantized (both signs, a learned exponent) or an activation (from 0 up, linear).
+        learn_gamma: whether weights have the exponent ``gamma``; False keeps it at 1. Activations have none.
+        axis: one interval per index of this axis.
+        group_size: one interval per so many consecutive elements of the last axis.
+        shape: of each parameter: ``(C,)`` with ``axis``, ``x.shape[:-1] + (K // group_size,)`` with ``group_size``; else ``(1,)``.
+        eps: the smallest width and gamma used.
+
+    Input: ``x`` as :func:`fastq.qil` takes it. Output: of its shape, dtype and layout, between -1 and 1 (0 and 1).
+
+    Raises:
+        TypeError, ValueError: an argument, or later an ``x``, does not fit; the message says what was expected.
+
+    Attributes:
+        center, width, gamma: parameters, float32 whatever ``.to()`` or ``.half()`` the model gets (float64 after ``.double()``);
+            ``gamma`` is None where it is not learned.
+        initialized: buffer, uint8, 0 or 1.
+
+    Paper: Jung et al., CVPR 2019, https://arxiv.org/abs/1808.05779.
+    """
+
+    center: nn.Parameter
+    width: nn.Parameter
+    gamma: nn.Parameter | None
+    learned = ("center", "width", "gamma")
+
+    def __init__(
+        self, bits: int, *, weight: bool, learn_gamma: bool = True, axis: int | None = None, group_size: int | None = None,
+        shape: tuple[int, ...] = (1,), eps: float = 1e-8,
+    ) -> None:  # fmt: skip
+        for name, value in (("weight", weight), ("learn_gamma", learn_gamma)):
+            if not isinstance(value, bool):
+                raise TypeError(f"QIL: {name} must be True or False, got {value!r}")
+        level_count("QIL", bits, signed=weight)
+        if not eps > 0:
+            raise ValueError(f"QIL: eps must be positive, got {eps}")
+        gamma = 1.0 if weight and learn_gamma else None
+        super().__init__(axis, group_size, shape, {"center": 0.5, "width": 0.5, "gamma": gamma})
+        self.bits, self.weight, self.eps = bits, weight, eps
+
+    def _first_values(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        half = rows.abs().amax(1) / 2
+        half = torch.where((half > 0) & half.isfinite(), half, 0.5)  # nothing to go by: the interval from 0 to 1
+        return [half, half] if self.gamma is None else [half, half, torch.ones_like(half)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._ready(x)
+        center, width, gamma = self._parameters_for(x)
+        return qil(
+            x, center, width, gamma, bits=self.bits, weight=self.weight, axis=self.axis, group_size=self.group_size, eps=self.eps
+        )
+
+    def interval(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(pruned below, clipped above)``: the interval that the kernels use, in units of ``|x|`` (activations: of ``x``)."""
+        start, length = effective_interval(self.center.detach(), self.width.detach(), self.weight, self.eps)
+        return start, start + length
+
+    def extra_repr(self) -> str:
+        return (
+            f"bits={self.bits}, weight={self.weight}, {self._grain()}, intervals={self.width.numel()}, "
+            f"gamma={self.gamma is not None}, initialized={self._initialized}"
+        )
