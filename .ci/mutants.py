@@ -49,6 +49,14 @@ DIVIDES = "tests/ops/test_lsq.py::test_the_step_divides"
 THREADS = "tests/ops/test_lsq.py::test_sums_do_not_depend_on_threads"
 STRIDES = "tests/ops/test_lsq.py::test_any_shape_and_stride"
 REFERENCE = "tests/ops/test_lsq_reference.py"
+PACT = "tests/ops/test_pact.py"
+PACT_INF = "tests/ops/test_pact.py::test_not_finite_and_not_positive"
+EWGS = "tests/ops/test_ewgs.py"
+EWGS_HAND = "tests/ops/test_ewgs.py::test_the_formula_by_hand"
+QIL = "tests/ops/test_qil.py"
+QIL_HAND = "tests/ops/test_qil.py::test_weights_by_hand"
+INTERVALS = "tests/nn/test_pact_ewgs_qil.py"
+IN_TRITON = "::test_triton_equals_the_reference_in_its_interpreter"
 TENSOR = "tests/ops/test_affine.py::test_per_tensor_is_cores"
 CHANNEL = "tests/ops/test_affine.py::test_per_channel_is_cores_on_every_axis"
 LEARNABLE = "tests/ops/test_affine.py::test_learnable_is_cores"
@@ -274,6 +282,92 @@ MUTANTS = [
             "cpu-missing-g", "grad_scale * gradient_norm(grad_norm, x, step, qmax)", "grad_scale",
             SUMS, "1/sqrt(N*qmax) belongs to the step's gradient",
         ),
+    ),
+    *mutants(
+        "csrc/methods/pact.h",
+        ("pact-edge", "both(x > low, x < p[0])", "both(x > low, x <= p[0])", PACT + "::test_the_edges_by_hand", "at A, alpha"),
+        (
+            "pact-even-codes", "(c + splat<V>(r.qmax)) * splat<V>(F(0.5))", "c * splat<V>(F(0.5))",
+            PACT + "::test_two_sided_codes_are_odd_and_have_no_zero", "two-sided codes are 2 k - L",
+        ),
+        (
+            "pact-plain", "if constexpr (kCalibrated) middle", "if constexpr (kTwoSided) middle",
+            PACT + "::test_both_gradients_by_hand", "plain PACT counts no rounding",
+        ),
+        ("pact-inf", "V below = nan,", "V below = g * splat<V>(F(0)) + nan,", PACT_INF, "inf * 0"),
+    ),
+    *mutants(
+        "csrc/torch/pact.h",
+        ("pact-levels", "1.0 / double(levels)", "1.0", PACT + "::test_calibrated_pact_is_lsq", "dalpha = ds / L"),
+    ),
+    *mutants(
+        "csrc/methods/ewgs.h",
+        (
+            "ewgs-sign", "select(g < splat<V>(F(0)), -scaled, scaled)", "scaled",
+            EWGS + "::test_it_is_straight_through_for_a_scaled_gradient", "the sign of the gradient",
+        ),
+        (
+            "ewgs-crossed", "p[2] = difference < F(0) ? F(-1) : F(1);", "p[2] = F(1);",
+            EWGS + "::test_bounds_that_are_no_interval", "a width that is turned turns its gradient",
+        ),
+        ("ewgs-upper", "gradient == 1 ? -(sum * scale)", "gradient == 0 ? -(sum * scale)", EWGS_HAND, "which is minus"),
+    ),
+    *mutants(
+        "csrc/torch/ewgs.h",
+        ("ewgs-boundary", "a.boundary = boundary;", "a.boundary = kOpen;", EWGS_HAND, "the ends may belong to it"),
+    ),
+    *mutants(
+        "csrc/methods/qil.h",
+        (
+            "qil-below-zero", "if (kWeight && center < half) center = half;", "",
+            QIL + "::test_guards_change_values_and_let_gradients_pass", "a weight's interval begins at 0 or above",
+        ),
+        ("qil-width", "splat<V>(F(2)) * u - one", "u", QIL_HAND, "(a - C) / D = 2 u - 1"),
+        (
+            "qil-sign-of-width", "return parameter[1] < F(0) ? total : -total;", "return -total;",
+            QIL + "::test_guards_change_values_and_let_gradients_pass", "a negative width turns its gradient",
+        ),
+        ("qil-slope", "g * (p[2] * raised / u)", "g * (raised / u)", QIL_HAND, "gamma u^(gamma - 1)"),
+        (
+            "qil-sign", "if constexpr (kWeight) hat = select(x < zero, -hat, hat);", "",
+            QIL_HAND, "a weight keeps its sign",
+        ),
+    ),
+    *mutants(
+        "csrc/methods/functions.h",
+        (
+            "power-low-bits", "const V low = (y - high) * e, whole", "const V low = (y - y) * e, whole",
+            "tests/native/test_functions.py", "the exponent's last 12 bits",
+        ),
+    ),
+    *mutants(
+        "triton_kernels/ewgs.py",
+        ("triton-ewgs-sign", "tl.where(g < 0.0, -scaled, scaled)", "scaled", EWGS + IN_TRITON, "the sign of the gradient"),
+    ),
+    *mutants(
+        "triton_kernels/pact.py",
+        ("triton-pact-odd", "* 0.5) * 2.0 - r[1]", "* 0.5) * 2.0 - r[1] + 1.0", PACT + IN_TRITON, "two-sided codes are odd"),
+    ),
+    *mutants(
+        "triton_kernels/qil.py",
+        ("triton-qil-gamma", "return tl.where(parameters[2] < 0, -total, total)", "return -total", QIL + IN_TRITON, "gamma's sign"),
+    ),
+    *mutants(
+        "fastq/reference/ewgs.py",
+        ("reference-ewgs-lower", "h * (sign * c - 1)", "h * (1 - sign * c)", EWGS_HAND, "(c - 1) / W"),
+    ),
+    *mutants(
+        "fastq/reference/qil.py",
+        ("reference-qil-slope", "slope = exponent * power / u", "slope = power / u", QIL_HAND, "gamma's own factor"),
+    ),
+    *mutants(
+        "fastq/nn/qil.py",
+        ("init-qil", "half = rows.abs().amax(1) / 2", "half = rows.amax(1) / 2", INTERVALS, "max |w| / 2"),
+    ),
+    *mutants(
+        "fastq/nn/ewgs.py",
+        ("hessian-mean", "ratio = mean / gradient.numel() / spread", "ratio = mean / spread", INTERVALS, "Tr(H) / N"),
+        ("init-ewgs", "3 * rows.std(1,", "2 * rows.std(1,", INTERVALS, "three sigma"),
     ),
     *mutants(
         "csrc/cuda/elementwise.cuh",

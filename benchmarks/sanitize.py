@@ -49,6 +49,17 @@ def quantizers(granularity: dict[str, Any]) -> dict[str, tuple[Quantizer, int]]:
         "lsq+": (lambda x, s, z: fastq.lsq(x, s, bits=4, offset=z, **granularity), 2),
         "foreach_lsq": (lambda x, s, z: fastq.foreach_lsq([x], [s], bits=4, **granularity)[0], 1),
         "frozen_lsq": (lambda x, s, z: fastq.frozen_lsq(x, s, state_for(x), bits=4, **granularity), 1),
+        "pact": (lambda x, s, z: fastq.pact(x, s, bits=4, **granularity), 1),
+        "pact, plain": (lambda x, s, z: fastq.pact(x, s, bits=4, calibrated=False, **granularity), 1),
+        "pact, two-sided": (lambda x, s, z: fastq.pact(x, s, bits=4, two_sided=True, **granularity), 1),
+        "pact, two-sided and plain": (
+            lambda x, s, z: fastq.pact(x, s, bits=4, two_sided=True, calibrated=False, **granularity),
+            1,
+        ),
+        "ewgs": (lambda x, s, z: fastq.ewgs(x, s, 6 * s, bits=4, delta=0.5, **granularity), 1),
+        "qil": (lambda x, s, z: fastq.qil(x, s, z, bits=4, weight=True, **granularity), 2),
+        "qil, activation": (lambda x, s, z: fastq.qil(x, s, z, bits=4, weight=False, **granularity), 2),
+        "qil, gamma": (lambda x, s, z: fastq.qil(x, s, z, s, bits=4, weight=True, **granularity), 2),
     }
     if "axis" in granularity:
         channel, axis = fastq._fake_quantize_learnable_per_channel_affine, granularity["axis"]
@@ -85,6 +96,16 @@ def call(fn: Quantizer, count: int, device: str, g: torch.Tensor, inputs: Sequen
     return [t.cpu() for t in (y.detach(), *gradients)]
 
 
+#: Methods with a power, exp, log or tanh in them.
+INEXACT = ("qil, gamma",)
+
+
+def nearly(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """16 roundings apart at most (a power has some, and the storage), but for the elements next to a tie: one in 1000."""
+    off = (a - b).abs() > 16 * torch.finfo(b.dtype).eps * b.abs()
+    return int(off.sum()) <= max(b.numel() // 1000, 1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--backend", required=True, choices=("cpu", "cuda", "triton"))
@@ -110,7 +131,8 @@ def main() -> int:
                     # The sums have terms of up to 15 |g|, added in another order; see fastq.testing.
                     bound = 15 * float(g.abs().sum()) * 2 * (128 + 20) * torch.finfo(kind).eps
                     close = all(torch.allclose(a, b, rtol=0, atol=bound) for a, b in zip(got[2:], want[2:], strict=True))
-                    if not (same_bits(got[0], want[0]) and same_bits(got[1], want[1]) and close):
+                    agree = nearly if name in INEXACT else same_bits
+                    if not (agree(got[0], want[0]) and agree(got[1], want[1]) and close):
                         wrong.append(f"{name} {shape} {dtype} {granularity} {layout}")
             with fastq.use_backend("reference"):
                 want = in_place(x, step, granularity)
