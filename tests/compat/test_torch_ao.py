@@ -289,7 +289,7 @@ def test_what_is_not_served_says_so() -> None:
 
 
 def test_it_is_faster() -> None:
-    """Measured 7x and 13x on two cores; half of the less is asked for, of the best of several."""
+    """Measured 7x, of CPU time on one core; less than half of it is asked for, of the best of several."""
     x, g = torch.randn(512, 4096), torch.randn(512, 4096)
     modules = [
         TorchFakeQuantize(**ACTIVATION),
