@@ -73,6 +73,13 @@ BORDERS = "tests/deploy/test_conversion.py::test_conv1d"
 DIRECT = "tests/ops/test_direct.py"
 DIRECT_NN = "tests/nn/test_direct.py"
 INTEGER = "tests/deploy/test_integer.py"
+SWITCH = "tests/compat/test_torch_ao.py::test_every_way_to_turn_a_switch_is_seen"
+TWICE = "tests/compat/test_torch_ao.py::test_a_module_called_twice_before_the_backward_pass_has_torch_s_gradients"
+TORCHAO = "tests/compat/test_torchao.py::test_output_scale_and_zero_point_are_torchao_s"
+TENSOR_QUANT = "tests/compat/test_brevitas.py::test_a_tensor_quant_returns_value_scale_zero_point_and_bit_width"
+MAGNITUDE = "tests/compat/test_brevitas.py::test_the_largest_magnitude_and_its_gradient_are_those_of_brevitas"
+WEIGHTS = "tests/compat/test_brevitas.py::test_weights_of_brevitas_layers"
+LSQ_NET = "tests/compat/test_lsq_net.py::test_output_and_gradients_are_the_formula_s"
 
 
 @dataclass(frozen=True)
@@ -539,6 +546,31 @@ MUTANTS = [
             "op-axis", "axis_ = axis % x.dim()", "axis_ = (-1 - axis) % x.dim()",
             CHANNEL, "axes count from the front",
         ),
+    ),
+    *mutants(
+        "fastq/compat/reading.py",
+        ("compat-read-once", "self.version == tensor._version", "self.version >= 0", SWITCH, "what was written is read again"),
+    ),
+    *mutants(
+        "fastq/compat/torch_ao.py",
+        (
+            "compat-scale-kept", '["scale"].clone() if observes else', '["scale"] if observes else',
+            TWICE, "the next call overwrites it",
+        ),
+    ),
+    *mutants(
+        "fastq/compat/torchao.py",
+        ("compat-token-zero", "low.clamp_(max=0), high", "low, high", TORCHAO, "zero lies in a token's range"),
+    ),
+    *mutants(
+        "fastq/compat/brevitas.py",
+        ("compat-rounded", 'BOUNDARIES["rounded"], 1.0', 'BOUNDARIES["closed"], 1.0', TENSOR_QUANT, "what is clipped"),
+        ("compat-block", "best * blocks.shape[2] + within", "best + within", MAGNITUDE, "where in the row the block lies"),
+        ("compat-offset", "-zero_point * scale if", "zero_point * scale if", WEIGHTS, "the value of code 0"),
+    ),
+    *mutants(
+        "fastq/compat/lsq_net.py",
+        ("compat-numel", '"lsq-full", 1.0, EPS', '"lsq", 1.0, EPS', LSQ_NET, "N is the whole tensor's"),
     ),
     *mutants(
         "fastq/nn/initializers.py",
