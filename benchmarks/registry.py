@@ -15,6 +15,9 @@ import torch
 
 import fastq
 from fastq.dispatch import BACKENDS
+from fastq.granularity import expand
+from fastq.reference.dampening import dampening_by_hand
+from fastq.reference.frozen_lsq import frozen_lsq_surrogate
 from fastq.reference.lsq import lsq_surrogate
 
 PASSES = ("forward", "backward", "both")
@@ -219,6 +222,7 @@ def _halves(fn: Callable[[Any, Any], Any]) -> Call:
     return lambda *tensors: fn(tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :])
 
 
+_PLAIN: dict[str, Any] = {"bits": (QMIN, QMAX), "grad_scale": 1.0}
 _EACH: dict[str, Any] = {"bits": (QMIN, QMAX), "axis": 0, "grad_scale": 1.0}
 
 
@@ -226,7 +230,98 @@ def _one_by_one(quantize: Call, **keywords: Any) -> Call:
     return _halves(lambda ws, ss: tuple(quantize(w, s, **keywords) for w, s in zip(ws, ss, strict=True)))
 
 
+def _float(step: torch.Tensor) -> torch.Tensor:
+    """A step that came as integers, as what requires no gradient has to."""
+    return step.view(torch.float32)
+
+
+def _dampening_inputs(case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
+    x, _, step = case.tensors(device)
+    return (x, step.view(torch.int32)), torch.tensor(0.5, device=device)
+
+
+def _state(case: Case, x: torch.Tensor, step: torch.Tensor) -> fastq.OscillationState:
+    """Of a weight that has not moved yet, but for every eighth, which is frozen."""
+    state = fastq.oscillation_step_(x, step, bits=(QMIN, QMAX), **case.keywords)
+    frozen = torch.arange(x.numel(), device=x.device).view(x.shape) % 8 == 0
+    return fastq.OscillationState(torch.where(frozen, state.freeze | -(2**31), state.freeze), state.track, QMIN, QMAX)
+
+
+def _frozen_inputs(case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
+    x, g, step = case.tensors(device)
+    return (x, step, _state(case, x, step).freeze), g
+
+
+def _frozen(fn: Call, **keywords: Any) -> Call:
+    return lambda x, step, freeze: fn(x, step, fastq.OscillationState(freeze, freeze, QMIN, QMAX), **keywords)
+
+
+def _oscillation_inputs(case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
+    """Weights on the grid that a step leaves as they are, so that every round measures the same; the state packed and unpacked."""
+    x, _, step = case.tensors(device)
+    x = fastq.reference.lsq(x, step, bits=(QMIN, QMAX), **case.keywords)
+    state = _state(case, x, step)
+    code = state.codes.float()
+    unpacked = (code.clone(), torch.zeros_like(code), torch.zeros_like(code), code.clone(), state.frozen, code.clone())
+    return (x, step, state.freeze, state.track, *unpacked), None
+
+
+def _oscillation(fn: Call, case: Case) -> Call:
+    def run(
+        x: torch.Tensor, step: torch.Tensor, freeze: torch.Tensor, track: torch.Tensor, *unpacked: torch.Tensor
+    ) -> torch.Tensor:
+        state = fastq.OscillationState(freeze, track, QMIN, QMAX)
+        fn(x, step, state, bits=(QMIN, QMAX), momentum=0.01, threshold=0.02, **case.keywords)
+        return x
+
+    return run
+
+
+def _oscillation_by_hand(case: Case) -> Call:
+    """The state machine as it is coded by hand, a float tensor for each variable, updated in place."""
+    axis, group = case.keywords.get("axis", -1), case.keywords.get("group_size", 0)
+
+    def run(
+        x: torch.Tensor, step: torch.Tensor, freeze: torch.Tensor, track: torch.Tensor, prev: torch.Tensor, direction: torch.Tensor,
+        f: torch.Tensor, ema: torch.Tensor, frozen: torch.Tensor, frozen_int: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        s = expand(step, x, axis, group)
+        k = torch.where(frozen, frozen_int, (x / s).clamp(QMIN, QMAX).round())
+        d = torch.sign(k - prev)
+        f.copy_(0.01 * (direction * d == -1) + 0.99 * f)
+        direction.copy_(torch.where(d != 0, d, direction))
+        prev.copy_(k)
+        newly = (f > 0.02) & ~frozen
+        frozen_int.copy_(torch.where(newly, ema.round(), frozen_int))
+        frozen.copy_(frozen | newly)
+        ema.copy_(0.01 * k + 0.99 * ema)
+        return x.copy_(torch.where(frozen, s * frozen_int, x))
+
+    return run
+
+
 METHODS = (
+    Method(
+        "dampening",
+        lambda case: lambda x, step: fastq.dampening(x, _float(step), bits=(QMIN, QMAX), **case.keywords),
+        lambda case, boundary: lambda x, step: fastq.reference.dampening(x, _float(step), bits=(QMIN, QMAX), **case.keywords),
+        lambda case: lambda x, step: dampening_by_hand(x, _float(step), qmin=QMIN, qmax=QMAX, **case.keywords),
+        inputs=_dampening_inputs,
+    ),
+    Method(
+        "frozen_lsq",
+        lambda case: _frozen(fastq.frozen_lsq, boundary="closed", **_PLAIN, **case.keywords),
+        lambda case, boundary: _frozen(fastq.reference.frozen_lsq, boundary=boundary, **_PLAIN, **case.keywords),
+        lambda case: _frozen(frozen_lsq_surrogate, **case.keywords),
+        inputs=_frozen_inputs,
+    ),
+    Method(
+        "oscillation",
+        lambda case: _oscillation(fastq.oscillation_step_, case),
+        lambda case, boundary: _oscillation(fastq.reference.oscillation_step_, case),
+        _oscillation_by_hand,
+        inputs=_oscillation_inputs,
+    ),
     Method(
         "foreach_lsq",
         lambda case: _halves(lambda ws, ss: fastq.foreach_lsq(ws, ss, boundary="closed", **_EACH)),

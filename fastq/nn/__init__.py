@@ -3,6 +3,7 @@
 from .direct import DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight
 from .ewgs import EWGS, hessian_delta, set_hessian_deltas
 from .layers import QUANTIZED, QuantConv1d, QuantConv2d, QuantLinear
+from .oscillation import OscillationLSQ, step_oscillations_
 from .pact import PACT
 from .qil import QIL
 from .quantizer import LSQ
@@ -18,9 +19,11 @@ __all__ = [
     "DirectLinear",
     "DirectOptimizer",
     "DirectWeight",
+    "OscillationLSQ",
     "QuantConv1d",
     "QuantConv2d",
     "QuantLinear",
     "hessian_delta",
     "set_hessian_deltas",
+    "step_oscillations_",
 ]
