@@ -125,6 +125,7 @@ class Method:
         all_cases: measured on every case, and not on a few.
         own_cases: in place of these, the last of them for a quick look.
         core_note: what ``core`` is, where it is not torch core's op.
+        exact: fastq's backends have the reference's bits; False where the formula has a power, exp, log or tanh.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Method:
     all_cases: bool = False
     own_cases: tuple[Case, ...] = ()
     core_note: str = ""
+    exact: bool = True
 
     def tensors(self, case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
         """The inputs, which require gradients, and the gradient of the output; or the inputs and None."""
@@ -298,6 +300,18 @@ def _oscillation_by_hand(case: Case) -> Call:
         return x.copy_(torch.where(frozen, s * frozen_int, x))
 
     return run
+def _pact(fn: Call, case: Case) -> Call:
+    return functools.partial(fn, bits=4, **case.keywords)
+
+
+# delta = 0: what a gradient is scaled by is the same work for every delta, and the baseline is spared it.
+def _ewgs(fn: Call, case: Case, boundary: str = "closed") -> Call:
+    boundary = "open" if boundary == "open" else "closed"
+    return functools.partial(fn, bits=4, delta=0.0, boundary=boundary, **case.keywords)
+
+
+def _qil(fn: Call, case: Case) -> Call:
+    return functools.partial(fn, bits=4, weight=True, **case.keywords)
 
 
 METHODS = (
@@ -321,6 +335,11 @@ METHODS = (
         lambda case, boundary: _oscillation(fastq.reference.oscillation_step_, case),
         _oscillation_by_hand,
         inputs=_oscillation_inputs,
+        "ewgs",
+        lambda case: _ewgs(fastq.ewgs, case),
+        lambda case, boundary: _ewgs(fastq.reference.ewgs, case, boundary),
+        lambda case: functools.partial(fastq.reference.ewgs_surrogate, bits=4, **case.keywords),
+        parameters=lambda step: (-6 * step, 6 * step),
     ),
     Method(
         "foreach_lsq",
@@ -333,6 +352,21 @@ METHODS = (
         core_note="fastq.lsq, a call for each weight",
     ),
     Method("lsq", _lsq, _lsq_reference, _lsq_baseline, _lsq_core, all_cases=True),
+    Method(
+        "pact",
+        lambda case: _pact(fastq.pact, case),
+        lambda case, boundary: _pact(fastq.reference.pact, case),
+        lambda case: _pact(fastq.reference.pact_surrogate, case),
+        parameters=lambda step: (6 * step,),
+    ),
+    Method(
+        "qil",
+        lambda case: _qil(fastq.qil, case),
+        lambda case, boundary: _qil(fastq.reference.qil, case),
+        lambda case: _qil(fastq.reference.qil_surrogate, case),
+        parameters=lambda step: (3 * step, 2.5 * step, 4 * step),
+        exact=False,
+    ),
 )  # fmt: skip
 
 
