@@ -300,6 +300,8 @@ def _oscillation_by_hand(case: Case) -> Call:
         return x.copy_(torch.where(frozen, s * frozen_int, x))
 
     return run
+
+
 def _pact(fn: Call, case: Case) -> Call:
     return functools.partial(fn, bits=4, **case.keywords)
 
@@ -335,6 +337,8 @@ METHODS = (
         lambda case, boundary: _oscillation(fastq.reference.oscillation_step_, case),
         _oscillation_by_hand,
         inputs=_oscillation_inputs,
+    ),
+    Method(
         "ewgs",
         lambda case: _ewgs(fastq.ewgs, case),
         lambda case, boundary: _ewgs(fastq.reference.ewgs, case, boundary),
