@@ -425,7 +425,7 @@ MUTANTS = [
         ("cpu-many-pieces", "first += step) pieces", "first += step + 1) pieces", FOREACH, "every task of every tensor"),
     ),
     *mutants(
-        "csrc/torch/foreach_lsq.h",
+        "csrc/torch/foreach.h",
         (
             "foreach-one-factor", "gradient_norm(grad_norm, x[i], step[i], qmax[i])",
             "gradient_norm(grad_norm, x[0], step[0], qmax[0])", FOREACH, "1/sqrt(N*qmax) is each tensor's own",

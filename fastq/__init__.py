@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from .ops.direct import direct_update_ as direct_update_
     from .ops.direct import direct_weight as direct_weight
     from .ops.ewgs import ewgs as ewgs
+    from .ops.foreach import foreach_dampening as foreach_dampening
     from .ops.foreach import foreach_lsq as foreach_lsq
+    from .ops.foreach import foreach_oscillation_step_ as foreach_oscillation_step_
     from .ops.frozen_lsq import frozen_lsq as frozen_lsq
     from .ops.lsq import lsq as lsq
     from .ops.oscillation import oscillation_step_ as oscillation_step_
@@ -60,7 +62,9 @@ _FUNCTIONS = {
     "dampening": "ops",
     "fake_quantize_per_channel_affine": "ops",
     "fake_quantize_per_tensor_affine": "ops",
+    "foreach_dampening": "ops",
     "foreach_lsq": "ops",
+    "foreach_oscillation_step_": "ops",
     "frozen_lsq": "ops",
     "load": "deploy",
     "lsq": "ops",

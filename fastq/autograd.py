@@ -4,7 +4,7 @@ from .ops.affine import FakeQuantizeAffine
 from .ops.dampening import Dampening
 from .ops.direct import DirectWeight
 from .ops.ewgs import EWGS
-from .ops.foreach import ForeachLSQ
+from .ops.foreach import ForeachDampening, ForeachLSQ
 from .ops.frozen_lsq import FrozenLSQ
 from .ops.lsq import LSQ
 from .ops.pact import PACT
@@ -18,6 +18,7 @@ __all__ = [
     "Dampening",
     "DirectWeight",
     "FakeQuantizeAffine",
+    "ForeachDampening",
     "ForeachLSQ",
     "FrozenLSQ",
 ]

@@ -34,10 +34,10 @@ DAMPENING = Method("dampening", 1, 0, _prepare, _forward, None, None, sums=1)
 DAMPENING_LOSS = Method("dampening_loss", 1, 0, _prepare, _forward, None, None, sums=1, output=False)
 
 
-def _dampening_op(w: Any, step: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, gradient: bool) -> Any:
+def dampening_op(w: Any, step: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, gradient: bool) -> Any:
     method = DAMPENING if gradient else DAMPENING_LOSS
     r, total = run_forward_sums(method, w, (step,), qmin, qmax, axis, group_size, eps, total=True)
     return (r if gradient else torch.empty(0, dtype=w.dtype, device=w.device)), total
 
 
-implement_triton("dampening", _dampening_op)
+implement_triton("dampening", dampening_op)

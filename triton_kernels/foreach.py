@@ -1,4 +1,4 @@
-"""LSQ of many tensors: a launch for each, by the kernels of one (``lsq.py``)."""
+"""Many tensors: a launch for each, by the kernels of one (``lsq.py``, ``dampening.py``, ``oscillation.py``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 from fastq.ops._library import implement_triton
 
+from .dampening import dampening_op
 from .lsq import backward_op, forward_op
+from .oscillation import step_op
 
 
 def _forward_op(x: Any, step: Any, qmin: Any, qmax: Any, axis: Any, group_size: Any, eps: float) -> Any:
@@ -28,3 +30,19 @@ def _backward_op(
 
 implement_triton("foreach_lsq_forward", _forward_op)
 implement_triton("foreach_lsq_backward", _backward_op)
+
+
+def _dampening_op(w: Any, step: Any, qmin: Any, qmax: Any, axis: Any, group_size: Any, eps: float, gradient: bool) -> Any:
+    found = [dampening_op(*one, eps, gradient) for one in zip(w, step, qmin, qmax, axis, group_size, strict=True)]
+    return [r for r, _ in found] + [total for _, total in found]
+
+
+def _oscillation_op(
+    weight: Any, step: Any, freeze: Any, track: Any, qmin: Any, qmax: Any, axis: Any, group_size: Any, *same: Any
+) -> None:
+    for one in zip(weight, step, freeze, track, qmin, qmax, axis, group_size, strict=True):
+        step_op(*one, *same)
+
+
+implement_triton("foreach_dampening", _dampening_op)
+implement_triton("foreach_oscillation_step", _oscillation_op)

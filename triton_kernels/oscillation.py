@@ -69,7 +69,7 @@ def _forward(x, freeze, track, p, r):
 OSCILLATION = Method("oscillation", 1, 0, prepare, _forward, None, None, word="state", warps=16)
 
 
-def _step_op(
+def step_op(
     weight: Any, step: Any, freeze: Any, track: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float,
     momentum: float, ema_momentum: float, limit: int, count_first: bool,
 ) -> None:  # fmt: skip
@@ -77,4 +77,4 @@ def _step_op(
     run_in_place(OSCILLATION, weight, (step,), (freeze, track), qmin, qmax, axis, group_size, eps, constants)
 
 
-implement_triton("oscillation_step", _step_op)
+implement_triton("oscillation_step", step_op)

@@ -14,7 +14,6 @@ struct Dampening : LSQ<false> {
   static constexpr int kGradients = 0;
   static constexpr int kForwardSums = 1;
   static constexpr bool kBackward = false;
-  static constexpr bool kMany = false;
   static constexpr bool kOutput = kGradient;
 
   template <class F>

@@ -44,6 +44,7 @@ struct OscillationStep : Quantizer, OscillationFields {
   static constexpr int kGradients = 0;
   static constexpr Word kWord = Word::state;  // freeze, track
   static constexpr bool kBackward = false;
+  static constexpr bool kMany = true;
 
   template <class F>
   FASTQ_HD static void prepare(const F* parameter, const Range<F>& r, F* p) {

@@ -383,26 +383,32 @@ std::vector<std::vector<Tensor>> run_backward_many(const Runner& runner, const s
   return result;
 }
 
-std::array<Tensor, 2> run_forward_sums(const Runner& runner, const Arguments& a, const Tensor& x,
-                                       const std::vector<Tensor>& parameters) {
-  Prepared p = prepare(runner, a, x, parameters);
-  Call& c = p.call;
-  Tensor y = a.output ? allocate_like(p.x) : fastq::workspace(x, 0);
+namespace {
+
+Job sums_job(const Runner& runner, const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters) {
+  Job job{prepare(runner, a, x, parameters), {}};
+  Call& c = job.p.call;
   const int64_t channels = a.total ? 1 : c.geometry.channels;
   const int64_t sizes[] = {a.forward_sums, channels}, strides[] = {channels, 1};
+  Tensor y = a.output ? allocate_like(job.p.x) : fastq::workspace(x, 0);
   Tensor sums = allocate(x, 2, sizes, strides, aoti_torch_dtype_float64());
-  if (x.numel() == 0) return {y, torch::stable::new_zeros(sums, sums.sizes())};
+  job.result = {y, x.numel() > 0 ? sums : torch::stable::new_zeros(sums, sums.sizes())};
+  if (x.numel() == 0) return job;
   c.forward_sums = a.forward_sums;
   c.total = a.total;
   c.out = a.output ? y.mutable_data_ptr() : const_cast<void*>(c.x);  // for its address; nothing is written
   for (int i = 0; i < a.forward_sums; ++i) c.sums[i] = static_cast<double*>(sums.mutable_data_ptr()) + i * channels;
-  p.keep.push_back(workspace(x, true, c.forward_sums, c.geometry.partials(), c.partial));
-  runner.forward(c, p.x);
-  return {!a.output || p.x.get() == x.get() ? y : restore(y, x), sums};
+  job.p.keep.push_back(workspace(x, true, c.forward_sums, c.geometry.partials(), c.partial));
+  return job;
 }
 
-void run_in_place(const Runner& runner, const Arguments& a, Tensor& x, const std::vector<Tensor>& parameters,
-                  const std::array<Tensor, 2>& planes, std::array<const char*, 2> names) {
+std::array<Tensor, 2> finished_sums(const Job& job, const Arguments& a, const Tensor& x) {
+  return {a.output && x.numel() > 0 ? job.finished(x) : job.result[0], job.result[1]};
+}
+
+// x and its state in one layout; `result` holds the planes.
+Job state_job(const Runner& runner, const Arguments& a, const Tensor& x, const std::vector<Tensor>& parameters,
+              const std::array<Tensor, 2>& planes, std::array<const char*, 2> names) {
   for (int i = 0; i < 2; ++i) {
     const auto sizes = planes[i].sizes();
     FASTQ_CHECK(planes[i].scalar_type() == ScalarType::Int, names[i], " must be int32, got ", planes[i].scalar_type());
@@ -410,18 +416,66 @@ void run_in_place(const Runner& runner, const Arguments& a, Tensor& x, const std
     FASTQ_CHECK(std::equal(sizes.begin(), sizes.end(), x.sizes().begin(), x.sizes().end()), names[i],
                 " must have the shape of x, ", shape_of(x), ", got ", shape_of(planes[i]));
   }
-  Prepared p = prepare(runner, a, x, parameters);
-  if (x.numel() == 0) return;
-  Call& c = p.call;
-  std::array<Tensor, 2> laid_out = {in_layout_of(planes[0], p.x), in_layout_of(planes[1], p.x)};
-  for (int i = 0; i < 2; ++i) c.state[i] = static_cast<uint32_t*>(laid_out[i].mutable_data_ptr());
-  c.out = p.x.mutable_data_ptr();
-  runner.forward(c, p.x);
-  if (p.x.get() != x.get()) torch::stable::copy_(x, p.x);
-  for (int i = 0; i < 2; ++i) {
-    Tensor home = planes[i];
-    if (laid_out[i].get() != home.get()) torch::stable::copy_(home, laid_out[i]);
+  Job job{prepare(runner, a, x, parameters), {}};
+  for (int i = 0; i < 2 && x.numel() > 0; ++i) {
+    job.result.push_back(in_layout_of(planes[i], job.p.x));
+    job.p.call.state[i] = static_cast<uint32_t*>(job.result[i].mutable_data_ptr());
   }
+  job.p.call.out = job.p.x.mutable_data_ptr();
+  return job;
+}
+
+// What was copied goes home.
+void write_back(const Job& job, Tensor x, std::array<Tensor, 2> planes) {
+  if (job.p.x.get() != x.get()) torch::stable::copy_(x, job.p.x);
+  for (int i = 0; i < 2; ++i)
+    if (job.result[i].get() != planes[i].get()) torch::stable::copy_(planes[i], job.result[i]);
+}
+
+}  // namespace
+
+std::array<Tensor, 2> run_forward_sums(const Runner& runner, const Arguments& a, const Tensor& x,
+                                       const std::vector<Tensor>& parameters) {
+  Job job = sums_job(runner, a, x, parameters);
+  if (x.numel() > 0) runner.forward(job.p.call, job.p.x);
+  return finished_sums(job, a, x);
+}
+
+std::vector<std::array<Tensor, 2>> run_forward_sums_many(const Runner& runner, const std::vector<Arguments>& a,
+                                                         const std::vector<Tensor>& x,
+                                                         const std::vector<std::vector<Tensor>>& parameters) {
+  std::vector<Job> jobs;
+  std::vector<Call> calls;
+  for (size_t i = 0; i < x.size(); ++i) {
+    jobs.push_back(sums_job(runner, a[i], x[i], parameters[i]));
+    if (x[i].numel() > 0) calls.push_back(jobs.back().p.call);
+  }
+  if (!calls.empty()) runner.forward_many(calls, x[0]);
+  std::vector<std::array<Tensor, 2>> result;
+  for (size_t i = 0; i < x.size(); ++i) result.push_back(finished_sums(jobs[i], a[i], x[i]));
+  return result;
+}
+
+void run_in_place(const Runner& runner, const Arguments& a, Tensor& x, const std::vector<Tensor>& parameters,
+                  const std::array<Tensor, 2>& planes, std::array<const char*, 2> names) {
+  Job job = state_job(runner, a, x, parameters, planes, names);
+  if (x.numel() == 0) return;
+  runner.forward(job.p.call, job.p.x);
+  write_back(job, x, planes);
+}
+
+void run_in_place_many(const Runner& runner, const std::vector<Arguments>& a, const std::vector<Tensor>& x,
+                       const std::vector<std::vector<Tensor>>& parameters,
+                       const std::vector<std::array<Tensor, 2>>& planes, std::array<const char*, 2> names) {
+  std::vector<Job> jobs;
+  std::vector<Call> calls;
+  for (size_t i = 0; i < x.size(); ++i) {
+    jobs.push_back(state_job(runner, a[i], x[i], parameters[i], planes[i], names));
+    if (x[i].numel() > 0) calls.push_back(jobs.back().p.call);
+  }
+  if (!calls.empty()) runner.forward_many(calls, x[0]);
+  for (size_t i = 0; i < x.size(); ++i)
+    if (x[i].numel() > 0) write_back(jobs[i], x[i], planes[i]);
 }
 
 std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const Tensor& grad, const Tensor& x,

@@ -83,6 +83,13 @@ std::vector<Tensor> run_forward_many(const Runner&, const std::vector<Arguments>
 std::vector<std::vector<Tensor>> run_backward_many(const Runner&, const std::vector<Arguments>&,
                                                    const std::vector<Tensor>& g, const std::vector<Tensor>& x,
                                                    const std::vector<std::vector<Tensor>>& parameters);
+std::vector<std::array<Tensor, 2>> run_forward_sums_many(const Runner&, const std::vector<Arguments>&,
+                                                         const std::vector<Tensor>& x,
+                                                         const std::vector<std::vector<Tensor>>& parameters);
+void run_in_place_many(const Runner&, const std::vector<Arguments>&, const std::vector<Tensor>& x,
+                       const std::vector<std::vector<Tensor>>& parameters,
+                       const std::vector<std::array<Tensor, 2>>& planes, std::array<const char*, 2> names);
+
 // What operators with loops of their own need as well.
 std::string shape_of(const Tensor& t);
 DType storage_type(const char* op, const char* name, const Tensor& x);

@@ -4,7 +4,7 @@
 #include "affine.h"
 #include "dampening.h"
 #include "ewgs.h"
-#include "foreach_lsq.h"
+#include "foreach.h"
 #include "frozen_lsq.h"
 #include "lsq.h"
 #include "oscillation.h"
@@ -19,6 +19,8 @@ void implement_operators(Library& m) {
   m.impl("affine_backward", TORCH_BOX(&affine_backward<runner>));
   m.impl("ewgs_forward", TORCH_BOX(&ewgs_forward<runner>));
   m.impl("ewgs_backward", TORCH_BOX(&ewgs_backward<runner>));
+  m.impl("foreach_dampening", TORCH_BOX(&foreach_dampening<runner>));
+  m.impl("foreach_oscillation_step", TORCH_BOX(&foreach_oscillation_step<runner>));
   m.impl("foreach_lsq_forward", TORCH_BOX(&foreach_lsq_forward<runner>));
   m.impl("foreach_lsq_backward", TORCH_BOX(&foreach_lsq_backward<runner>));
   m.impl("dampening", TORCH_BOX(&dampening<runner>));

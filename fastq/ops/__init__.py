@@ -9,7 +9,7 @@ from .affine import (
 from .dampening import dampening
 from .direct import direct_update_, direct_weight
 from .ewgs import ewgs
-from .foreach import foreach_lsq
+from .foreach import foreach_dampening, foreach_lsq, foreach_oscillation_step_
 from .frozen_lsq import frozen_lsq
 from .lsq import lsq
 from .oscillation import oscillation_step_
@@ -25,7 +25,9 @@ __all__ = [
     "ewgs",
     "fake_quantize_per_channel_affine",
     "fake_quantize_per_tensor_affine",
+    "foreach_dampening",
     "foreach_lsq",
+    "foreach_oscillation_step_",
     "frozen_lsq",
     "lsq",
     "oscillation_step_",

@@ -34,7 +34,8 @@ def _count_changes(library: torch.library.Library, operator: Any) -> None:
     changed = [i for i, a in enumerate(operator._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
 
     def count(keys: Any, *args: Any) -> Any:
-        torch.autograd.graph.increment_version([args[i] for i in changed if args[i] is not None])
+        for given in (args[i] for i in changed if args[i] is not None):
+            torch.autograd.graph.increment_version(given)  # a tensor, or a list of them
         return operator.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *args)
 
     library.impl(operator._schema.name.split("::")[1], count, "ADInplaceOrView", with_keyset=True)

@@ -1,4 +1,4 @@
-"""LSQ of many tensors in one pass: the public function, its ``torch.autograd.Function`` and the operators' schemas."""
+"""Many tensors in one pass: LSQ, the dampening loss, the oscillation step. Public functions, autograd nodes, operators' schemas."""
 
 from __future__ import annotations
 
@@ -9,47 +9,57 @@ from typing import Any
 import torch
 
 from .. import checks, dispatch
-from ..granularity import check_input, normalize_axis
+from ..granularity import check_input, compute_dtype, normalize_axis
+from ..oscillation import OscillationState, check_range, check_state, frequency_limit, momentum_in_fp32
 from ..ranges import BOUNDARIES, integer_range
+from ..reference.dampening import REDUCTIONS, dampening_residual, loss_factor, scaled
 from ..reference.lsq import lsq_backward as reference_backward
 from ..reference.lsq import lsq_forward as reference_forward
+from ..reference.oscillation import first_codes, step_in_place
 from . import _library
 from .lsq import check, gradient_factor
+from .oscillation import check_separate
 
-__all__ = ["ForeachLSQ", "foreach_lsq"]
+__all__ = ["ForeachDampening", "ForeachLSQ", "foreach_dampening", "foreach_lsq", "foreach_oscillation_step_"]
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """What a call brings beside its tensors, resolved: the lists have an entry for each tensor."""
+class Places:
+    """The ranges and granularities of the tensors of a call, resolved: an entry for each."""
 
     qmin: list[int]
     qmax: list[int]
     axis: list[int]
     group_size: list[int]
-    boundary: int
-    grad_scale: float | str
-    eps: float
 
     def of(self, i: int) -> tuple[int, int, int, int]:
         return self.qmin[i], self.qmax[i], self.axis[i], self.group_size[i]
 
+
+@dataclass(frozen=True)
+class Arguments(Places):
+    """What a call of :func:`foreach_lsq` brings beside its tensors."""
+
+    boundary: int
+    grad_scale: float | str
+    eps: float
+
     def some(self, chosen: list[int]) -> Arguments:
         """Of these tensors alone."""
-        low, high, axis, group = (
-            [values[i] for i in chosen] for values in (self.qmin, self.qmax, self.axis, self.group_size)
-        )  # fmt: skip
+        low, high, axis, group = ([values[i] for i in chosen] for values in (self.qmin, self.qmax, self.axis, self.group_size))
         return Arguments(low, high, axis, group, self.boundary, self.grad_scale, self.eps)
 
 
-def _check_all(x: Sequence[torch.Tensor], step: Sequence[torch.Tensor], axis: Sequence[int], group_size: Sequence[int]) -> None:
+def _check_all(
+    x: Sequence[torch.Tensor], step: Sequence[torch.Tensor], axis: Sequence[int], group_size: Sequence[int], op: str = "foreach_lsq"
+) -> None:
     for i, (w, s) in enumerate(zip(x, step, strict=True)):
         try:
-            check("foreach_lsq", w, s, None, axis[i], group_size[i])
+            check(op, w, s, None, axis[i], group_size[i])
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error} (tensor {i})") from None
         if w.device != x[0].device:
-            raise ValueError(f"foreach_lsq: all weights must be on one device, got {x[0].device} and {w.device} (tensor {i})")
+            raise ValueError(f"{op}: all weights must be on one device, got {x[0].device} and {w.device} (tensor {i})")
 
 
 def _fake_forward(
@@ -146,43 +156,46 @@ class ForeachLSQ(torch.autograd.Function):
         return None, *result
 
 
-def _each(name: str, value: Any, n: int) -> list[Any]:
+def _each(op: str, name: str, value: Any, n: int) -> list[Any]:
     """A list of n: given as one, or the one value for all."""
     if isinstance(value, list):
         if len(value) != n:
-            raise ValueError(f"foreach_lsq: {name} must be one value or a list of {n}, one for each weight, got {len(value)}")
+            raise ValueError(f"{op}: {name} must be one value or a list of {n}, one for each weight, got {len(value)}")
         return value
     return [value] * n
+
+
+def places(
+    op: str, weights: Sequence[torch.Tensor], steps: Sequence[torch.Tensor], bits: Any, signed: Any, narrow: Any, axis: Any,
+    group_size: Any, eps: float,
+) -> Places:  # fmt: skip
+    """Check what the functions of this file share, the tensors' values aside."""
+    for name, tensors in (("weights", weights), ("steps", steps)):
+        if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Sequence):
+            raise TypeError(f"{op}: {name} must be a list or tuple of tensors, got {type(tensors).__name__}")
+    if len(weights) != len(steps):
+        raise ValueError(f"{op}: there must be a step for each weight, got {len(weights)} weights and {len(steps)} steps")
+    if not eps > 0:
+        raise ValueError(f"{op}: eps must be positive, got {eps}")
+    given = (("bits", bits), ("signed", signed), ("narrow", narrow), ("axis", axis), ("group_size", group_size))
+    ranges, where = [], []
+    for w, b, s, small, a, group in zip(weights, *(_each(op, name, value, len(weights)) for name, value in given), strict=True):
+        check_input(op, w)
+        ranges.append(integer_range(op, b, s, small))
+        where.append(normalize_axis(op, w, a, group))
+    return Places([low for low, _ in ranges], [high for _, high in ranges], [a for a, _ in where], [group for _, group in where])
 
 
 def resolve(
     weights: Sequence[torch.Tensor], steps: Sequence[torch.Tensor], *, bits: Any, signed: Any = True, narrow: Any = False,
     axis: Any = None, group_size: Any = None, boundary: str = "open", grad_scale: float | str = "lsq", eps: float = 1e-8,
 ) -> Arguments:  # fmt: skip
-    """Check the public arguments, the tensors' values aside."""
-    op = "foreach_lsq"
-    for name, tensors in (("weights", weights), ("steps", steps)):
-        if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Sequence):
-            raise TypeError(f"{op}: {name} must be a list or tuple of tensors, got {type(tensors).__name__}")
-    if len(weights) != len(steps):
-        raise ValueError(f"{op}: there must be a step for each weight, got {len(weights)} weights and {len(steps)} steps")
-    n = len(weights)
+    """Check the arguments of :func:`foreach_lsq`, the tensors' values aside."""
+    p = places("foreach_lsq", weights, steps, bits, signed, narrow, axis, group_size, eps)
     if boundary not in BOUNDARIES:
-        raise ValueError(f"{op}: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
-    gradient_factor(grad_scale, op)
-    if not eps > 0:
-        raise ValueError(f"{op}: eps must be positive, got {eps}")
-    ranges, places = [], []
-    each = (_each(name, value, n) for name, value in (("bits", bits), ("signed", signed), ("narrow", narrow),
-                                                     ("axis", axis), ("group_size", group_size)))  # fmt: skip
-    for w, b, s, small, a, group in zip(weights, *each, strict=True):
-        check_input(op, w)
-        ranges.append(integer_range(op, b, s, small))
-        places.append(normalize_axis(op, w, a, group))
-    return Arguments(
-        [low for low, _ in ranges], [high for _, high in ranges], [a for a, _ in places], [group for _, group in places],
-        BOUNDARIES[boundary], grad_scale, eps,
-    )  # fmt: skip
+        raise ValueError(f"foreach_lsq: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+    gradient_factor(grad_scale, "foreach_lsq")
+    return Arguments(p.qmin, p.qmax, p.axis, p.group_size, BOUNDARIES[boundary], grad_scale, eps)
 
 
 def foreach_lsq(
@@ -235,3 +248,262 @@ def foreach_lsq(
         boundary=boundary, grad_scale=grad_scale, eps=eps,
     )  # fmt: skip
     return ForeachLSQ.apply(arguments, *weights, *steps) if weights else ()
+
+
+# The dampening loss
+
+
+def _fake_dampening(
+    w: list[Any],
+    step: list[Any],
+    qmin: list[int],
+    qmax: list[int],
+    axis: list[int],
+    group_size: list[int],
+    eps: float,
+    gradient: bool,
+) -> list[Any]:
+    _check_all(w, step, axis, group_size, "foreach_dampening")
+    residuals = [torch.empty_like(one) if gradient else one.new_empty(0) for one in w]
+    return residuals + [one.new_empty((1, 1), dtype=torch.float64) for one in w]
+
+
+_library.define("foreach_dampening", f"(Tensor[] w, Tensor[] step, {_EACH}, bool gradient) -> Tensor[]", _fake_dampening)
+
+
+def _reference_dampening(
+    w: list[Any],
+    step: list[Any],
+    qmin: list[int],
+    qmax: list[int],
+    axis: list[int],
+    group_size: list[int],
+    eps: float,
+    gradient: bool,
+) -> list[Any]:
+    lists = zip(w, step, qmin, qmax, axis, group_size, strict=True)
+    each = [dampening_residual(one, s, low, high, a, group, eps) for one, s, low, high, a, group in lists]
+    return [r for r, _ in each] + [total for _, total in each]
+
+
+_dampening: dict[str, Any] = {
+    "reference": _reference_dampening,
+    "cpu": torch.ops.fastq.foreach_dampening.default,
+    "cuda": torch.ops.fastq.foreach_dampening.default,
+    "triton": torch.ops.fastq_triton.foreach_dampening.default,
+}
+
+
+def _scale_all(factors: tuple[float, ...], g: torch.Tensor, *residuals: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(scaled(r, g.to(compute_dtype(r)), factor) for r, factor in zip(residuals, factors, strict=True))
+
+
+class ForeachDampening(torch.autograd.Function):
+    """``ForeachDampening.apply(places, factors, eps, *weights, *steps)``: the sum of the losses, 0-d.
+
+    The node under :func:`fastq.foreach_dampening`, which documents the formula; ``factors`` has the c of each weight. Keeps the
+    residuals, of the weights' size, where one of them requires a gradient. A second backward pass raises ``RuntimeError``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, where: Places, factors: tuple[float, ...], eps: float, *tensors: torch.Tensor) -> torch.Tensor:
+        op, n = "foreach_dampening", len(tensors) // 2
+        w, step = list(tensors[:n]), list(tensors[n:])
+        _check_all(w, step, where.axis, where.group_size, op)
+        for one, s in zip(w, step, strict=True):
+            checks.check_values(op, one, s, None)
+        backend = dispatch.select(w[0])
+        if backend == "triton":
+            from .. import triton_kernels  # noqa: F401  registers the kernels
+        needed = any(ctx.needs_input_grad[3 : 3 + n])
+        found = _dampening[backend](w, step, where.qmin, where.qmax, where.axis, where.group_size, eps, needed)
+        ctx.save_for_backward(*found[:n], *w)  # the weights for a second backward pass alone, which they make one, to be refused
+        ctx.factors = factors
+        totals = [total.reshape(()) * factor for total, factor in zip(found[n:], factors, strict=True)]
+        return torch.stack(totals).sum().to(compute_dtype(w[0]))
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        n = len(ctx.factors)
+        residuals, weights = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        if torch.is_grad_enabled():
+            found = _library.BackwardOnce.apply(
+                "foreach_dampening",
+                lambda factors, g, *both: _scale_all(factors, g, *both[:n]),
+                ctx.factors,
+                g,
+                *residuals,
+                *weights,
+            )
+        else:
+            found = _scale_all(ctx.factors, g, *residuals)
+        wanted = ctx.needs_input_grad[3 : 3 + n]
+        return None, None, None, *(dw if want else None for dw, want in zip(found, wanted, strict=True)), *(None,) * n
+
+
+def foreach_dampening(
+    weights: Sequence[torch.Tensor],
+    steps: Sequence[torch.Tensor],
+    *,
+    bits: int | tuple[int, int] | list[Any],
+    reduction: str = "kernel",
+    signed: bool | list[bool] = True,
+    narrow: bool | list[bool] = False,
+    axis: int | list[Any] | None = None,
+    group_size: int | list[Any] | None = None,
+    eps: float = 1e-8,
+) -> torch.Tensor:
+    """The dampening loss of many weights in one pass: ``sum(dampening(w, s, ...) for w, s in zip(weights, steps))``.
+
+    Formula and gradients are those of :func:`fastq.dampening`, tensor by tensor. On CUDA up to 96 tensors of one dtype take two
+    launches (the second finishes the sums); the Triton backend launches its kernels tensor by tensor.
+
+    Args:
+        weights: list or tuple of tensors on one device; any mix of dtypes (float32, bfloat16, float16, float64), shapes, strides.
+        steps: the step of each, as :func:`fastq.dampening` takes it: float32 (float64 for float64), in units of the weight.
+        bits, signed, narrow, axis, group_size: as in :func:`fastq.dampening`; one value for all, or a list with one for each.
+        reduction: ``"sum"``, ``"mean"`` or ``"kernel"``: the factor c of each weight, as in :func:`fastq.dampening`.
+        eps: the smallest step used.
+
+    Returns:
+        The sum of the losses, 0-d, in the arithmetic dtype of the first weight; the losses are added in fp64, in order. No
+        weights give 0.
+
+    Raises:
+        TypeError, ValueError: as :func:`fastq.dampening`, with the number of the tensor; lists of different lengths; tensors on
+            different devices.
+        RuntimeError: the backend asked for cannot serve; a second backward pass is asked for.
+
+    Paper: Nagel et al., Overcoming Oscillations in Quantization-Aware Training, ICML 2022, https://arxiv.org/abs/2203.11086.
+
+    Example:
+        >>> loss = task + 0.01 * fastq.foreach_dampening(weights, steps, bits=4)
+    """
+    op = "foreach_dampening"
+    where = places(op, weights, steps, bits, signed, narrow, axis, group_size, eps)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{op}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if not weights:
+        return torch.zeros(())
+    factors = tuple(loss_factor(w, reduction) for w in weights)
+    return ForeachDampening.apply(where, factors, eps, *weights, *(s.detach() for s in steps))
+
+
+# The oscillation step
+
+
+def _fake_oscillation(
+    weight: list[Any], step: list[Any], freeze: list[Any], track: list[Any], qmin: list[int], qmax: list[int], axis: list[int],
+    group_size: list[int], eps: float, momentum: float, ema_momentum: float, limit: int, count_first: bool,
+) -> None:  # fmt: skip
+    _check_all(weight, step, axis, group_size, "foreach_oscillation_step_")
+
+
+_library.define(
+    "foreach_oscillation_step",
+    f"(Tensor(a!)[] weight, Tensor[] step, Tensor(b!)[] freeze, Tensor(c!)[] track, {_EACH}, float momentum, float ema_momentum, "
+    "int limit, bool count_first) -> ()",
+    _fake_oscillation,
+)
+
+
+def _reference_oscillation(
+    weight: list[Any], step: list[Any], freeze: list[Any], track: list[Any], qmin: list[int], qmax: list[int], axis: list[int],
+    group_size: list[int], *same: Any,
+) -> None:  # fmt: skip
+    for one in zip(weight, step, freeze, track, qmin, qmax, axis, group_size, strict=True):
+        step_in_place(*one, *same)
+
+
+_oscillation: dict[str, Any] = {
+    "reference": _reference_oscillation,
+    "cpu": torch.ops.fastq.foreach_oscillation_step.default,
+    "cuda": torch.ops.fastq.foreach_oscillation_step.default,
+    "triton": torch.ops.fastq_triton.foreach_oscillation_step.default,
+}
+
+
+def run_oscillation(
+    weights: Sequence[torch.Tensor], steps: Sequence[torch.Tensor], states: Sequence[OscillationState | None] | None, bits: Any,
+    momentum: float, threshold: float, signed: Any, narrow: Any, axis: Any, group_size: Any, count_first: bool, eps: float,
+    backend: str | None = None,
+) -> list[OscillationState]:  # fmt: skip
+    """:func:`foreach_oscillation_step_` on ``backend``, or on the one that serves the weights."""
+    op, n = "foreach_oscillation_step_", len(weights)
+    where = places(op, weights, steps, bits, signed, narrow, axis, group_size, eps)
+    _check_all(weights, steps, where.axis, where.group_size, op)
+    factor, limit = momentum_in_fp32(op, momentum), frequency_limit(op, threshold)
+    if states is not None and (isinstance(states, OscillationState) or len(states) != n):
+        got = type(states).__name__ if isinstance(states, OscillationState) else len(states)
+        raise ValueError(f"{op}: states must be None or a list with a state (or None) for each of the {n} weights, got {got}")
+    given: list[OscillationState | None] = [None] * n if states is None else list(states)
+    for w, s, low, high, state in zip(weights, steps, where.qmin, where.qmax, given, strict=True):
+        check_range(op, low, high)
+        check_separate(op, w)
+        if state is not None:
+            check_state(op, state, w, "weight", low, high)
+        checks.check_values(op, w, s, None)
+    made, moved = [], []
+    with torch.no_grad():
+        for i, state in enumerate(given):
+            if state is None:
+                low, high, a, group = where.of(i)
+                state = OscillationState.of(first_codes(weights[i], steps[i], low, high, a, group, eps), low, high)
+            else:
+                moved.append(i)
+            made.append(state)
+        if moved:
+            backend = backend or dispatch.select(weights[0])
+            if backend == "triton":
+                from .. import triton_kernels  # noqa: F401  registers the kernels
+            lists: list[Any] = [weights, steps, [m.freeze for m in made], [m.track for m in made]]
+            lists += [where.qmin, where.qmax, where.axis, where.group_size]
+            chosen = ([values[i] for i in moved] for values in lists)
+            _oscillation[backend](*chosen, eps, factor, factor if threshold > 0 else 0.0, limit, count_first)
+    return made
+
+
+def foreach_oscillation_step_(
+    weights: Sequence[torch.Tensor],
+    steps: Sequence[torch.Tensor],
+    states: Sequence[OscillationState | None] | None = None,
+    *,
+    bits: int | tuple[int, int] | list[Any],
+    momentum: float = 0.01,
+    threshold: float = 0.0,
+    signed: bool | list[bool] = True,
+    narrow: bool | list[bool] = False,
+    axis: int | list[Any] | None = None,
+    group_size: int | list[Any] | None = None,
+    count_first: bool = False,
+    eps: float = 1e-8,
+) -> list[OscillationState]:
+    """Track and freeze the oscillations of many weights in one pass, in place: :func:`fastq.oscillation_step_` of each.
+
+    The state machine and its bits are those of :func:`fastq.oscillation_step_`. On CUDA up to 96 tensors of one dtype take one
+    launch; the Triton backend launches its kernel tensor by tensor.
+
+    Args:
+        weights: list or tuple of tensors on one device; any mix of dtypes (float32, bfloat16, float16, float64), shapes, strides.
+            Changed in place where frozen.
+        steps: the step of each, as :func:`fastq.oscillation_step_` takes it. Not changed.
+        states: what the last call returned, changed in place; None, or None in the place of a weight, makes the state.
+        bits, signed, narrow, axis, group_size: as in :func:`fastq.oscillation_step_`; one value for all, or a list with one each.
+        momentum, threshold, count_first, eps: as in :func:`fastq.oscillation_step_`, for all.
+
+    Returns:
+        A list with the state of each weight.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`fastq.oscillation_step_`; lists of different lengths; tensors on different
+            devices. Nothing has changed then.
+
+    Paper: Nagel et al., Overcoming Oscillations in Quantization-Aware Training, ICML 2022, https://arxiv.org/abs/2203.11086.
+
+    Example:
+        >>> states = fastq.foreach_oscillation_step_(weights, steps, bits=4)
+        >>> states = fastq.foreach_oscillation_step_(weights, steps, states, bits=4, momentum=0.001, threshold=0.02)
+    """
+    return run_oscillation(
+        weights, steps, states, bits, momentum, threshold, signed, narrow, axis, group_size, count_first, eps
+    )  # fmt: skip

@@ -40,6 +40,12 @@ _operators: dict[str, Any] = {
 }
 
 
+def check_separate(op: str, weight: torch.Tensor) -> None:
+    """No two elements of ``weight`` are one in memory: ``ValueError``."""
+    if any(size > 1 and stride == 0 for size, stride in zip(weight.shape, weight.stride(), strict=True)):
+        raise ValueError(f"{op}: weight is written in place and must not overlap itself, got strides {tuple(weight.stride())}")
+
+
 def run(
     weight: torch.Tensor, step: torch.Tensor, state: OscillationState | None, bits: Any, momentum: float, threshold: float,
     signed: bool, narrow: bool, axis: int | None, group_size: int | None, count_first: bool, eps: float, backend: str | None = None,
@@ -54,8 +60,7 @@ def run(
     factor, limit = momentum_in_fp32(op, momentum), frequency_limit(op, threshold)
     if not eps > 0:
         raise ValueError(f"{op}: eps must be positive, got {eps}")
-    if any(size > 1 and stride == 0 for size, stride in zip(weight.shape, weight.stride(), strict=True)):
-        raise ValueError(f"{op}: weight is written in place and must not overlap itself, got strides {tuple(weight.stride())}")
+    check_separate(op, weight)
     if state is not None:
         check_state(op, state, weight, "weight", qmin, qmax)
     checks.check_values(op, weight, step, None, of="weight")
@@ -69,8 +74,6 @@ def run(
             weight, step, state.freeze, state.track, qmin, qmax, axis_, group, eps,
             factor, factor if threshold > 0 else 0.0, limit, count_first,
         )  # fmt: skip
-        if backend != "reference":  # autograd and caches know a write by it; PyTorch's own operations count by themselves
-            torch.autograd.graph.increment_version((weight, state.freeze, state.track))
     return state
 
 

@@ -9,7 +9,7 @@ from .affine import (
 from .dampening import dampening, dampening_by_hand
 from .direct import direct_update_, direct_weight
 from .ewgs import ewgs, ewgs_surrogate
-from .foreach import foreach_lsq
+from .foreach import foreach_dampening, foreach_lsq, foreach_oscillation_step_
 from .frozen_lsq import frozen_lsq, frozen_lsq_surrogate
 from .lsq import lsq, lsq_surrogate
 from .oscillation import OscillationTrace, oscillation_step_
@@ -28,7 +28,9 @@ __all__ = [
     "ewgs_surrogate",
     "fake_quantize_per_channel_affine",
     "fake_quantize_per_tensor_affine",
+    "foreach_dampening",
     "foreach_lsq",
+    "foreach_oscillation_step_",
     "frozen_lsq",
     "frozen_lsq_surrogate",
     "lsq",

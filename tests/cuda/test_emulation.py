@@ -214,6 +214,18 @@ def test_many_tensors_have_the_bits_of_the_cpu(emulated: Any) -> None:
     ):
         assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
 
+    for gradient in (True, False):
+        ours = emulated.foreach_dampening(x, step, *each, gradient)
+        theirs = torch.ops.fastq.foreach_dampening(x, step, *each, gradient)
+        assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
+    moving = [[t.clone() for t in x] for _ in range(2)]
+    planes = [[[torch.zeros_like(t, dtype=torch.int32) for t in x] for _ in range(2)] for _ in range(2)]
+    for operators, w, (freeze, track) in zip((emulated, torch.ops.fastq), moving, planes, strict=True):
+        for _ in range(3):
+            operators.foreach_oscillation_step(w, step, freeze, track, *each, 0.25, 0.25, 2**20, True)
+    for ours, theirs in zip([*moving[:1], *planes[0]], [*moving[1:], *planes[1]], strict=True):
+        assert all(same_bits(a, b) if a.is_floating_point() else torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
 
 def moved(t: torch.Tensor) -> torch.Tensor:
     """A copy that lies as far beside 16 bytes as ``t`` does."""

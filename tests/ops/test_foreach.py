@@ -177,3 +177,100 @@ def test_the_function_is_public() -> None:
     w, s = torch.randn(4), torch.ones(1)
     (y,) = ForeachLSQ.apply(resolve([w], [s], bits=4), w, s)
     assert same_bits(y, fastq.lsq(w, s, bits=4))
+
+
+# The dampening loss and the oscillation step of many weights
+
+
+@pytest.mark.parametrize("backend", [BACKEND, "reference"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "kernel"])
+def test_dampening_is_the_sum_of_the_losses(backend: str, reduction: str) -> None:
+    weights, steps, _, keywords = tensors([case for case in MIX if case[1] != torch.float64])
+    with fastq.use_backend(backend):
+        together = fastq.foreach_dampening(weights, steps, reduction=reduction, **keywords)
+        apart = [
+            fastq.dampening(w, s, reduction=reduction, **dict(zip(keywords, values, strict=True)))
+            for w, s, values in zip(weights, steps, zip(*keywords.values(), strict=True), strict=True)
+        ]
+        got = torch.autograd.grad(2.5 * together, weights)
+        want = torch.autograd.grad([2.5 * loss for loss in apart], weights)
+    assert all(same_bits(a, b) and a.stride() == b.stride() for a, b in zip(got, want, strict=True))
+    # The losses are added in fp64 here, and rounded one by one there.
+    torch.testing.assert_close(together, torch.stack([*apart]).double().sum().float(), rtol=1e-6, atol=0)
+    assert together.dtype == torch.float32 and all(s.grad is None for s in steps)
+
+
+def test_dampening_gives_gradients_to_those_that_want_them() -> None:
+    weights, steps, _, keywords = tensors(MIX[:3])
+    weights[1].requires_grad_(False)
+    fastq.foreach_dampening(weights, steps, **keywords).backward()
+    assert [w.grad is not None for w in weights] == [True, False, True]
+    (dw,) = torch.autograd.grad(fastq.foreach_dampening(weights, steps, **keywords), weights[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="foreach_dampening: double backward is not defined"):
+        torch.autograd.grad(dw.sum(), weights[0])
+
+
+@pytest.mark.parametrize("backend", [BACKEND, "reference"])
+def test_the_oscillation_step_is_that_of_each(backend: str) -> None:
+    weights, steps, _, keywords = tensors()
+    weights, steps = [w.detach() for w in weights], [s.detach() for s in steps]
+    weights[2] = weights[2].t().contiguous().t()
+    each = [dict(zip(keywords, values, strict=True)) for values in zip(*keywords.values(), strict=True)]
+    apart = [w.clone(memory_format=torch.preserve_format) for w in weights]
+    with fastq.use_backend(backend):
+        states = fastq.foreach_oscillation_step_(weights, steps, **keywords)
+        alone = [fastq.oscillation_step_(w, s, **own) for w, s, own in zip(apart, steps, each, strict=True)]
+        how: dict[str, Any] = {"momentum": 0.1, "threshold": 0.05, "count_first": True}
+        for sign in (1, -1, 1, -1, 1):
+            for w, s in zip([*weights, *apart], [*steps, *steps], strict=True):
+                w.add_(sign * s.flatten()[:1].mean().item() if s.numel() else 0.0)
+            again = fastq.foreach_oscillation_step_(weights, steps, states, **keywords, **how)
+            assert all(a is b for a, b in zip(again, states, strict=True))
+            for w, s, state, own in zip(apart, steps, alone, each, strict=True):
+                fastq.oscillation_step_(w, s, state, **own, **how)
+    assert any(bool(state.frozen.any()) for state in states)
+    for a, b, one, other in zip(weights, apart, states, alone, strict=True):
+        assert same_bits(a, b) and torch.equal(one.freeze, other.freeze) and torch.equal(one.track, other.track)
+
+
+def test_a_write_by_the_oscillation_step_is_counted_and_a_missing_state_is_made() -> None:
+    weights, steps, _, keywords = tensors(MIX[:2])
+    (first,) = fastq.foreach_oscillation_step_(weights[:1], steps[:1], bits=8, axis=0)
+    before = weights[0]._version
+    states = fastq.foreach_oscillation_step_(weights, steps, [first, None], **keywords)
+    assert weights[0]._version > before and states[0] is first and states[1].shape == weights[1].shape
+
+
+@torch.no_grad()
+def test_the_other_operators_keep_to_their_schemas() -> None:
+    weights, steps, _, keywords = tensors(MIX[:4])
+    a = resolve(weights, steps, **keywords)
+    w, s = [t.detach() for t in weights], [t.detach() for t in steps]
+    each = (a.qmin, a.qmax, a.axis, a.group_size, a.eps)
+    utilities = ("test_schema", "test_faketensor")
+    for gradient in (True, False):
+        torch.library.opcheck(torch.ops.fastq.foreach_dampening.default, (w, s, *each, gradient), test_utils=utilities)
+    planes = [[torch.zeros_like(t, dtype=torch.int32) for t in w] for _ in range(2)]
+    stepped = torch.ops.fastq.foreach_oscillation_step.default
+    torch.library.opcheck(stepped, (w, s, *planes, *each, 0.125, 0.0, 2**24, False), test_utils=utilities)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda w, s: fastq.foreach_dampening(w, s[:1], bits=4), ValueError, "foreach_dampening: there must be a step for each"),
+        (lambda w, s: fastq.foreach_dampening(w, s, bits=4, reduction="max"), ValueError, "foreach_dampening: reduction must be"),
+        (lambda w, s: fastq.foreach_oscillation_step_(w, s, [None], bits=4), ValueError, "for each of the 2 weights, got 1"),
+        (lambda w, s: fastq.foreach_oscillation_step_(w, s, bits=4, momentum=2.0), ValueError, "momentum"),
+        (lambda w, s: fastq.foreach_oscillation_step_(w, s, bits=4, threshold=-1.0), ValueError, "threshold must be 0"),
+        (lambda w, s: fastq.foreach_oscillation_step_([w[0].expand(2, 3), w[1]], s, bits=4), ValueError, "must not overlap itself"),
+    ],
+    ids=range(6),
+)
+def test_bad_input_of_the_others_is_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call([torch.ones(3), torch.ones(4)], [torch.ones(1), torch.ones(1)])
+
+
+def test_no_weights_are_no_loss_and_no_states() -> None:
+    assert fastq.foreach_dampening([], [], bits=4) == 0 and fastq.foreach_oscillation_step_([], [], bits=4) == []
