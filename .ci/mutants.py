@@ -69,6 +69,14 @@ FOREACH = "tests/ops/test_foreach.py"
 GROUPED = "tests/nn/test_weights.py"
 INITIAL = "tests/nn/test_initializers.py"
 CONVERTED = "tests/deploy/test_conversion.py"
+TRACE = "tests/ops/test_oscillation.py::test_a_trace_by_hand"
+FIRST = "tests/ops/test_oscillation.py::test_the_first_switch_is_a_choice"
+HALF_WAY_CODES = "tests/ops/test_oscillation.py::test_half_way_between_two_codes_the_even_one_is_frozen"
+STEPS = "tests/ops/test_oscillation.py::test_the_cpu_has_the_bits_of_the_reference"
+FREEZING = "tests/ops/test_oscillation.py::test_freezing_in_fixed_point_is_freezing_in_fp64"
+FROZEN = "tests/ops/test_oscillation.py::test_a_frozen_weight_gets_no_gradient_and_its_share_goes_to_the_step"
+DAMPENED = "tests/ops/test_oscillation.py::test_dampening_is_the_formula_by_autograd"
+TRITON_STEPS = "tests/ops/test_oscillation.py::test_triton_equals_the_reference_in_its_interpreter"
 BORDERS = "tests/deploy/test_conversion.py::test_conv1d"
 DIRECT = "tests/ops/test_direct.py"
 DIRECT_NN = "tests/nn/test_direct.py"
@@ -159,6 +167,36 @@ MUTANTS = [
             "cpu-offset-inside", "terms[1] = select(inside, splat<V>(F(0)), g + nan);", "terms[1] = select(inside, g, nan);",
             SUMS, "the offset's gradient comes from outside the range",
         ),
+    ),
+    *mutants(
+        "csrc/methods/oscillation.h",
+        ("osc-first-switch", "last + uint32_t(r.constant[3]);", "last + 1u;", FIRST, "the first switch counts if asked to"),
+        ("osc-half-way", "- 1) + odd)", "- 1) + 1u)", HALF_WAY_CODES, "the average rounds half to even"),
+        (
+            "osc-late-average", "select(often, rounded << kAverageBits, followed)", "select(often, followed, followed)",
+            TRACE, "what freezes is the rounded average of before",
+        ),
+        ("osc-thaw", "select(held, one, select(often, one, zero))", "select(often, one, zero)", TRACE, "frozen stays frozen"),
+    ),
+    *mutants(
+        "csrc/cpu/oscillation.cpp",
+        ("osc-floor", "nearest > exact ? nearest - 1.0 : nearest", "nearest", STEPS, "the fixed point rounds a half up"),
+    ),
+    *mutants(
+        "csrc/methods/frozen_lsq.h",
+        (
+            "frozen-gradient", "select(frozen, splat<V>(F(0)), select(inside, g, nan))", "select(inside, g, nan)",
+            FROZEN, "a frozen weight has no gradient",
+        ),
+        (
+            "frozen-share", "select(frozen, integer<V, W, F>(word, r), select(inside, q - v, outside))",
+            "select(inside, q - v, outside)",
+            FROZEN, "its share of the step's gradient is its integer",
+        ),
+    ),
+    *mutants(
+        "csrc/methods/dampening.h",
+        ("dampening-edge", "p[2] = p[0] * r.qmax;", "p[2] = p[0] * (r.qmax + F(1));", DAMPENED, "nothing beyond the clip range"),
     ),
     *mutants(
         "csrc/methods/affine.h",
@@ -397,6 +435,10 @@ MUTANTS = [
             CUDA, "terms that nobody wrote",
         ),
         (
+            "cuda-state", "job.state[0][offset] = word[0], job.state[1][offset] = word[1];", "job.state[0][offset] = word[0];",
+            CUDA, "both planes of a state are written",
+        ),
+        (
             "cuda-barrier",
             "    for (int half = lanes / 2; half > 0; half /= 2)\n"
             "      team.each([&](int thread) {\n"
@@ -476,9 +518,13 @@ MUTANTS = [
     *mutants(
         "triton_kernels/lsq.py",
         (
-            "triton-factor", "n = x.numel() // max(step.numel(), 1) if grad_norm == 1 else x.numel()", "n = x.numel()",
+            "triton-factor", "n = x.numel() // max(step.numel(), 1) if norm == 1 else x.numel()", "n = x.numel()",
             TRITON, "N counts the elements of one step",
         ),
+    ),
+    *mutants(
+        "triton_kernels/oscillation.py",
+        ("triton-thaw", "held = held | often", "held = often", TRITON_STEPS, "frozen weights stay frozen"),
     ),
     *mutants(
         "triton_kernels/affine.py",
@@ -516,6 +562,18 @@ MUTANTS = [
             "reference-core-mask", "inside = (c >= qmin) & (c <= qmax)", "inside = (c > qmin) & (c <= qmax)",
             TENSOR, "core lets qmin itself pass",
         ),
+    ),
+    *mutants(
+        "fastq/reference/oscillation.py",
+        (
+            "reference-osc-ema", "toward(average, k << AVERAGE_BITS, ema_momentum)", "toward(average, k << AVERAGE_BITS, momentum)",
+            "tests/ops/test_oscillation.py::test_only_a_turn_counts", "without a threshold the average rests",
+        ),
+        ("reference-osc-thaw", "frozen = frozen | newly", "frozen = newly", TRACE, "frozen weights stay frozen"),
+    ),
+    *mutants(
+        "fastq/reference/dampening.py",
+        ("reference-dampening", "(g * (2 * factor))", "(g * factor)", DAMPENED, "the 2 of the square"),
     ),
     *mutants(
         "fastq/granularity.py",
