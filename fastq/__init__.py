@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from . import reference as reference
     from . import schedules as schedules
     from . import testing as testing
+    from .channels import channel_objective as channel_objective
+    from .channels import channel_weights as channel_weights
+    from .channels import step_gradient as step_gradient
+    from .channels import update_step_ as update_step_
     from .checks import set_checks as set_checks
     from .deploy import convert as convert
     from .deploy import load as load
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from .ops.affine import _fake_quantize_learnable_per_tensor_affine as _fake_quantize_learnable_per_tensor_affine
     from .ops.affine import fake_quantize_per_channel_affine as fake_quantize_per_channel_affine
     from .ops.affine import fake_quantize_per_tensor_affine as fake_quantize_per_tensor_affine
+    from .ops.channel_error import channel_error as channel_error
+    from .ops.channel_error import channel_stats as channel_stats
     from .ops.dampening import dampening as dampening
     from .ops.direct import direct_update_ as direct_update_
     from .ops.direct import direct_weight as direct_weight
@@ -56,6 +62,10 @@ _FUNCTIONS = {
     "_fake_quantize_learnable_per_channel_affine": "ops",
     "_fake_quantize_learnable_per_tensor_affine": "ops",
     "backends": "dispatch",
+    "channel_error": "ops",
+    "channel_objective": "channels",
+    "channel_stats": "ops",
+    "channel_weights": "channels",
     "convert": "deploy",
     "direct_update_": "ops",
     "direct_weight": "ops",
@@ -75,7 +85,9 @@ _FUNCTIONS = {
     "prepare": "recipes",
     "save": "deploy",
     "set_checks": "checks",
+    "step_gradient": "channels",
     "supports": "dispatch",
+    "update_step_": "channels",
     "use_backend": "dispatch",
 }
 _MODULES = ("autograd", "compat", "deploy", "nn", "recipes", "reference", "schedules", "testing")

@@ -1,6 +1,7 @@
 """The ``torch.autograd.Function`` of every quantizer, for those who build their own ops on them."""
 
 from .ops.affine import FakeQuantizeAffine
+from .ops.channel_error import ChannelError
 from .ops.dampening import Dampening
 from .ops.direct import DirectWeight
 from .ops.ewgs import EWGS
@@ -13,6 +14,7 @@ from .ops.qil import QIL
 __all__ = [
     "EWGS",
     "LSQ",
+    "ChannelError",
     "PACT",
     "QIL",
     "Dampening",

@@ -8,6 +8,7 @@ Importing it registers every method's operators. A method is a file of its name;
 from . import direct as direct
 from . import foreach as foreach
 from .affine import AFFINE, AFFINE_PER_CHANNEL, AFFINE_PER_TENSOR
+from .channel_error import CHANNEL_ERROR, CHANNEL_STATS
 from .dampening import DAMPENING, DAMPENING_LOSS
 from .elementwise import Method
 from .ewgs import EWGS
@@ -36,6 +37,8 @@ def methods() -> list[Method]:
         AFFINE,
         AFFINE_PER_TENSOR,
         AFFINE_PER_CHANNEL,
+        CHANNEL_ERROR,
+        CHANNEL_STATS,
         DAMPENING,
         DAMPENING_LOSS,
         FROZEN_LSQ,

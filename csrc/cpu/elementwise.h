@@ -126,8 +126,17 @@ struct Elementwise {
     }
   }
 
+  // The first n lanes alone.
+  template <class A>
+  FASTQ_HD static void add_lanes(const A* own, int64_t n, A* sums) {
+    for (int k = 0; k < kVectors; ++k)
+      for (int j = 0; j < kWidth; ++j)
+        if (k * kWidth + j < n) sums[k][j] += own[k][j];
+  }
+
   // The last elements of a run, fewer than kLanes: through buffers whose rest repeats an element, with a gradient of
-  // zero, which adds nothing to a sum that the element itself does not. Sums of the forward pass add these lanes alone.
+  // zero, which adds nothing to a sum that the element itself does not. Sums of the forward pass, and those whose terms
+  // are not zero with the gradient, add these lanes alone.
   struct Tail {
     T x[kLanes], g[kLanes] = {}, out[kLanes];
     uint32_t words[kLanes], second[kLanes];
@@ -162,16 +171,19 @@ struct Elementwise {
         std::memcpy(home.first, words, n * sizeof(uint32_t));
         std::memcpy(home.second, second, n * sizeof(uint32_t));
       }
-      for (int i = 0; i < kForwardSums; ++i)
-        for (int k = 0; k < kVectors; ++k)
-          for (int j = 0; j < kWidth; ++j)
-            if (k * kWidth + j < n) sums[i][k][j] += own[i][k][j];
+      for (int i = 0; i < kForwardSums; ++i) add_lanes(own[i], n, sums[i]);
     }
 
     template <int kStride>
     FASTQ_HD void backward(const T* gradient, T* dx, int64_t n, const V* p, const Range<F>& r, V (*sums)[kVectors]) {
       std::memcpy(g, gradient, n * sizeof(T));
-      backward_block<kStride>(x, g, out, beside(), p, r, sums);
+      if constexpr (M::kOwnTerms) {
+        V own[kTerms][kVectors] = {};
+        backward_block<kStride>(x, g, out, beside(), p, r, own);
+        for (int i = 0; i < kGradients; ++i) add_lanes(own[i], n, sums[i]);
+      } else {
+        backward_block<kStride>(x, g, out, beside(), p, r, sums);
+      }
       std::memcpy(dx, out, n * sizeof(T));
     }
   };

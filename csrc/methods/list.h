@@ -10,6 +10,9 @@
   X(affine_per_tensor, Affine<Learns::per_tensor>)  \
   X(affine_per_channel, Affine<Learns::per_channel>)
 
+#define FASTQ_CHANNEL_ERROR(X)             \
+  X(channel_error, ChannelError<false>)    \
+  X(channel_stats, ChannelError<true>)
 #define FASTQ_DAMPENING(X)            \
   X(dampening, Dampening<true>)       \
   X(dampening_loss, Dampening<false>)
@@ -37,6 +40,7 @@
 
 #define FASTQ_METHODS(X) \
   FASTQ_AFFINE(X) \
+  FASTQ_CHANNEL_ERROR(X) \
   FASTQ_DAMPENING(X) \
   FASTQ_EWGS(X) \
   FASTQ_FROZEN_LSQ(X) \

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "affine.h"
+#include "channel_error.h"
 #include "dampening.h"
 #include "ewgs.h"
 #include "foreach.h"
@@ -17,6 +18,8 @@ template <const Runner& runner, class Library>
 void implement_operators(Library& m) {
   m.impl("affine_forward", TORCH_BOX(&affine_forward<runner>));
   m.impl("affine_backward", TORCH_BOX(&affine_backward<runner>));
+  m.impl("channel_error_forward", TORCH_BOX(&channel_error_forward<runner>));
+  m.impl("channel_error_backward", TORCH_BOX(&channel_error_backward<runner>));
   m.impl("ewgs_forward", TORCH_BOX(&ewgs_forward<runner>));
   m.impl("ewgs_backward", TORCH_BOX(&ewgs_backward<runner>));
   m.impl("foreach_dampening", TORCH_BOX(&foreach_dampening<runner>));

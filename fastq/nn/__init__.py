@@ -1,5 +1,6 @@
 """Modules: the quantizer with its state, and layers that have one on their input and one on their weight."""
 
+from .channel_error import ChannelError
 from .direct import DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight
 from .ewgs import EWGS, hessian_delta, set_hessian_deltas
 from .layers import QUANTIZED, QuantConv1d, QuantConv2d, QuantLinear
@@ -14,6 +15,7 @@ __all__ = [
     "PACT",
     "QIL",
     "QUANTIZED",
+    "ChannelError",
     "DirectConv1d",
     "DirectConv2d",
     "DirectLinear",

@@ -6,6 +6,7 @@ from .affine import (
     fake_quantize_per_channel_affine,
     fake_quantize_per_tensor_affine,
 )
+from .channel_error import ChannelStats, channel_error, channel_stats
 from .dampening import dampening
 from .direct import direct_update_, direct_weight
 from .ewgs import ewgs
@@ -17,8 +18,11 @@ from .pact import pact
 from .qil import qil
 
 __all__ = [
+    "ChannelStats",
     "_fake_quantize_learnable_per_channel_affine",
     "_fake_quantize_learnable_per_tensor_affine",
+    "channel_error",
+    "channel_stats",
     "dampening",
     "direct_update_",
     "direct_weight",

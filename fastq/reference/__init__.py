@@ -6,6 +6,7 @@ from .affine import (
     fake_quantize_per_channel_affine,
     fake_quantize_per_tensor_affine,
 )
+from .channel_error import channel_error, channel_error_surrogate, channel_stats
 from .dampening import dampening, dampening_by_hand
 from .direct import direct_update_, direct_weight
 from .ewgs import ewgs, ewgs_surrogate
@@ -20,6 +21,9 @@ __all__ = [
     "OscillationTrace",
     "_fake_quantize_learnable_per_channel_affine",
     "_fake_quantize_learnable_per_tensor_affine",
+    "channel_error",
+    "channel_error_surrogate",
+    "channel_stats",
     "dampening",
     "dampening_by_hand",
     "direct_update_",

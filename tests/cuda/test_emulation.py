@@ -322,3 +322,23 @@ def test_learned_intervals_have_the_bits_of_the_cpu(
         ours = getattr(emulated, backward_op)(g, x, *forward, *further)
         for mine, other in zip(ours, getattr(torch.ops.fastq, backward_op)(g, x, *forward, *further), strict=True):
             assert same_bits(mine, other), (op, forward[-5:], further)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.no_grad()
+def test_channel_error_has_the_bits_of_the_cpu(emulated: Any, dtype: torch.dtype) -> None:
+    for name in ("channels misaligned", "rows 7x7", "rows of 33", "columns, odd width", "columns of runs", "very short rows"):
+        shape, axis, _ = SHAPES[name]
+        x, g, step, _, _, _ = inputs(name, dtype, offset=False, shift=0, special=True)
+        error = torch.randn(shape[axis], generator=torch.Generator().manual_seed(1)).to(step.dtype)
+        error[0] = 0
+        one = step.view(-1)[-1:]
+        backward = (g, x, one, error, -8, 7, axis, 1e-8, 1, 0.25, 1)
+        for op, args in (
+            ("channel_error_forward", (x, one, -8, 7, axis, 1e-8, False)),
+            ("channel_error_forward", (x, one, 1, 6, axis, 1e-8, True)),
+            ("channel_error_backward", backward),
+            ("channel_error_backward", (*backward[:4], 1, 6, *backward[6:])),  # no code is 0
+        ):
+            ours, theirs = (getattr(operators, op)(*args) for operators in (emulated, torch.ops.fastq))
+            assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True)), (name, op)
