@@ -14,9 +14,9 @@ from .ops.qil import QIL
 __all__ = [
     "EWGS",
     "LSQ",
-    "ChannelError",
     "PACT",
     "QIL",
+    "ChannelError",
     "Dampening",
     "DirectWeight",
     "FakeQuantizeAffine",
