@@ -316,7 +316,83 @@ def _qil(fn: Call, case: Case) -> Call:
     return functools.partial(fn, bits=4, weight=True, **case.keywords)
 
 
+def _direct_inputs(case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
+    """Codes of 16 levels, and the gradient of the weights."""
+    _, g, _ = case.tensors(device)
+    codes = torch.randint(16, case.shape, dtype=torch.uint8, device=device, generator=torch.Generator(device).manual_seed(1))
+    return (codes, torch.linspace(-2, 2, 16, device=device)), g
+
+
+def _update_inputs(case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
+    (codes, levels), g = _direct_inputs(case, device)
+    return (codes, torch.zeros(case.shape, device=device), levels, g), None
+
+
+def _update(fn: Callable[..., Any]) -> Call:
+    """On copies, so that every call has the same to do; what is coded by hand makes new tensors anyway."""
+
+    def call(codes: torch.Tensor, residual: torch.Tensor, levels: torch.Tensor, g: torch.Tensor) -> Any:
+        a, r = codes.clone(), residual.clone()
+        fn(a, r, levels, g, lr=0.1, rho=1.0)
+        return a, r
+
+    return call
+
+
+def _update_by_hand(codes: torch.Tensor, residual: torch.Tensor, levels: torch.Tensor, g: torch.Tensor) -> Any:
+    u = levels[codes.long()] + residual - 0.1 * g.float()
+    a = torch.bucketize(u, (levels[1:] + levels[:-1]) / 2)
+    return a.to(torch.uint8), u - levels[a]
+
+
+def _channel_inputs(case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
+    x, g, _ = case.tensors(device)
+    return (x, torch.full((1,), 0.3, device=device)), (g, torch.ones(case.shape[case.axis], device=device))
+
+
+def _channel_error(fn: Callable[..., Any], case: Case, boundary: str = "closed") -> Call:
+    keywords: dict[str, Any] = {"bits": (QMIN, QMAX), "axis": case.axis, "boundary": boundary, "grad_scale": 1.0}
+    return lambda x, step: fn(x, step, **keywords)
+
+
+def _channel_by_hand(case: Case) -> Call:
+    others = [d for d in range(len(case.shape)) if d != case.axis]
+
+    def call(x: torch.Tensor, step: torch.Tensor) -> Any:
+        f = x.float()
+        v = f / step
+        c = v.clamp(QMIN, QMAX)
+        q = c.round().detach()
+        return (step * (c + (q - c).detach())).to(x.dtype), (f - step * q).square().sum(others)
+
+    return call
+
+
 METHODS = (
+    Method(
+        "channel_error",
+        lambda case: _channel_error(fastq.channel_error, case),
+        lambda case, boundary: _channel_error(fastq.reference.channel_error, case, boundary),
+        _channel_by_hand,
+        inputs=_channel_inputs,
+        granularities=("channel",),
+    ),
+    Method(
+        "direct_weight",
+        lambda case: lambda codes, levels: fastq.direct_weight(codes, levels, dtype=DTYPES[case.dtype]),
+        lambda case, boundary: lambda codes, levels: fastq.reference.direct_weight(codes, levels, dtype=DTYPES[case.dtype]),
+        lambda case: lambda codes, levels: levels[codes.long()].to(DTYPES[case.dtype]),
+        inputs=_direct_inputs,
+        granularities=("tensor",),
+    ),
+    Method(
+        "direct_update_",
+        lambda case: _update(fastq.direct_update_),
+        lambda case, boundary: _update(fastq.reference.direct_update_),
+        lambda case: _update_by_hand,
+        inputs=_update_inputs,
+        granularities=("tensor",),
+    ),
     Method(
         "dampening",
         lambda case: lambda x, step: fastq.dampening(x, _float(step), bits=(QMIN, QMAX), **case.keywords),

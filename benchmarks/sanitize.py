@@ -62,6 +62,10 @@ def quantizers(granularity: dict[str, Any]) -> dict[str, tuple[Quantizer, int]]:
         "qil, gamma": (lambda x, s, z: fastq.qil(x, s, z, s, bits=4, weight=True, **granularity), 2),
     }
     if "axis" in granularity:
+        found["channel_error"] = (lambda x, s, z: _with_error(x, s.flatten()[:1], granularity["axis"]), 1)
+    if not granularity:
+        found["direct"] = (_direct, 1)
+    if "axis" in granularity:
         channel, axis = fastq._fake_quantize_learnable_per_channel_affine, granularity["axis"]
         found["learnable"] = (lambda x, s, z: channel(x, s, z, axis, -8, 7, 0.5), 2)
         found["affine"] = (lambda x, s, z: fastq.fake_quantize_per_channel_affine(x, s.detach(), z.detach(), axis, -8, 7), 0)
@@ -69,6 +73,22 @@ def quantizers(granularity: dict[str, Any]) -> dict[str, tuple[Quantizer, int]]:
         found["learnable"] = (lambda x, s, z: fastq._fake_quantize_learnable_per_tensor_affine(x, s, z, -8, 7, 0.5), 2)
         found["affine"] = (lambda x, s, z: fastq.fake_quantize_per_tensor_affine(x, s.detach(), z.detach().int(), -8, 7), 0)
     return found
+
+
+def _with_error(x: torch.Tensor, step: torch.Tensor, axis: int) -> torch.Tensor:
+    """Both results, so that both have a gradient; the error is far from the last digit of ``y``, and added as a constant."""
+    y, error = fastq.channel_error(x, step, bits=4, axis=axis)
+    shape = [-1 if d == axis else 1 for d in range(x.dim())]
+    return y + (error - error.detach()).to(x.dtype).view(shape)
+
+
+def _direct(x: torch.Tensor, s: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Weights of codes that an update has made, from ``x`` as its gradient; ``x`` gets a gradient of zeros."""
+    levels = torch.arange(-8, 8, device=x.device) * s.float().flatten()[0]
+    g = x.detach().float() if x.dtype == torch.float64 else x.detach()
+    codes, residual = torch.full_like(x, 7, dtype=torch.uint8), torch.zeros_like(g)
+    fastq.direct_update_(codes, residual, levels.detach(), g, lr=1.0, rho=1.0)
+    return fastq.direct_weight(codes, levels, dtype=g.dtype).to(x.dtype) + 0 * x.nan_to_num()
 
 
 def state_for(x: torch.Tensor) -> fastq.OscillationState:
