@@ -375,7 +375,7 @@ METHODS = (
         lambda case, boundary: _channel_error(fastq.reference.channel_error, case, boundary),
         _channel_by_hand,
         inputs=_channel_inputs,
-        granularities=("channel",),
+        granularities=("tensor", "channel"),  # its step is one for the tensor, its error one for each channel
     ),
     Method(
         "direct_weight",
