@@ -30,7 +30,7 @@ def _forward(w, p, r):
     return residual, ((residual * residual).to(tl.float64),)
 
 
-DAMPENING = Method("dampening", 1, 0, _prepare, _forward, None, None, sums=1)
+DAMPENING = Method("dampening", 1, 0, _prepare, _forward, None, None, sums=1, warps=16)
 DAMPENING_LOSS = Method("dampening_loss", 1, 0, _prepare, _forward, None, None, sums=1, output=False)
 
 

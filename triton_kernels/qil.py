@@ -116,7 +116,7 @@ def _finish(index: tl.constexpr, total, parameters):
 
 QIL_ACTIVATION = Method("qil_activation", 2, 2, _prepare, _forward, _backward, _finish)
 QIL_WEIGHT = Method("qil_weight", 2, 2, _prepare_weight, _forward_weight, _backward_weight, _finish)
-QIL_POWER = Method("qil_power", 3, 3, _prepare_power, _forward_power, _backward_power, _finish)
+QIL_POWER = Method("qil_power", 3, 3, _prepare_power, _forward_power, _backward_power, _finish, warps=16)
 
 
 def _chosen(center: Any, width: Any, gamma: Any, weight: bool) -> tuple[Method, tuple[Any, ...]]:

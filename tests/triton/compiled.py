@@ -1,6 +1,6 @@
 """Compiles every kernel of the Triton backend for GPUs that are not here, and tells what came out, as JSON.
 
-Run as a program of its own (Triton cannot compile in a process that interprets): ``python compiled.py 90 [dtype ...]``.
+Run as a program of its own (Triton cannot compile in a process that interprets): ``python compiled.py 90 all|skeleton [dtype ...]``.
 """
 
 from __future__ import annotations
@@ -95,9 +95,10 @@ def of_direct(capability: int, storages: list[str]) -> dict[str, Any]:
     return report
 
 
-def main(capability: int, storages: list[str]) -> None:
+def main(capability: int, storages: list[str], everything: bool) -> None:
+    """All methods, or the two that show the skeleton."""
     report = {}
-    for number, method in enumerate(methods()):
+    for number, method in enumerate(methods() if everything else methods()[:2]):
         # Storage and tiles are the skeleton's affair: every dtype and tile for two methods, one dtype and two tiles for the others.
         for storage in storages[: 4 if number < 2 else 1]:
             arithmetic = "fp64" if storage == "fp64" else "fp32"
@@ -132,9 +133,10 @@ def main(capability: int, storages: list[str]) -> None:
                     constants = {"INDEX": 0, "FINISH": method.finish, "SHARED": 0, "F": F, "CHANNELS": width, "BLOCK": block}
                     compiled = compile_kernel(elementwise.finish_kernel, types, constants, capability, 4)
                     report[f"{method.name} {storage} {width} finish_kernel"] = describe(compiled)
-    report |= of_direct(capability, storages)
+    if everything:
+        report |= of_direct(capability, storages)
     print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:] or list(STORAGE))
+    main(int(sys.argv[1]), sys.argv[3:] or list(STORAGE), sys.argv[2] == "all")

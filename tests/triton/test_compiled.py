@@ -12,13 +12,19 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="module", params=[80, 90])
+@pytest.fixture(
+    scope="module",
+    params=[(80, "skeleton"), (90, "all"), pytest.param((80, "all"), marks=pytest.mark.cuda_compile)],
+    ids=["80-skeleton", "90", "80"],
+)
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     script = str(Path(__file__).parent / "compiled.py")
     storages = ["fp32"] if os.environ.get("FASTQ_TEST_QUICK") == "1" else []
-    done = subprocess.run([sys.executable, script, str(request.param), *storages], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, script, *map(str, request.param), *storages], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
