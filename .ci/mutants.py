@@ -81,6 +81,8 @@ BORDERS = "tests/deploy/test_conversion.py::test_conv1d"
 CHANNEL = "tests/ops/test_channel_error.py"
 DIRECT = "tests/ops/test_direct.py"
 DIRECT_NN = "tests/nn/test_direct.py"
+DSQ = "tests/ops/test_dsq.py"
+SAT = "tests/ops/test_sat.py"
 INTEGER = "tests/deploy/test_integer.py"
 SWITCH = "tests/compat/test_torch_ao.py::test_every_way_to_turn_a_switch_is_seen"
 TWICE = "tests/compat/test_torch_ao.py::test_a_module_called_twice_before_the_backward_pass_has_torch_s_gradients"
@@ -309,6 +311,72 @@ MUTANTS = [
         (
             "triton-direct-tie", "tl.abs(above) < tl.abs(below)", "tl.abs(above) <= tl.abs(below)",
             f"{DIRECT}::test_triton_equals_the_reference_in_its_interpreter", "half-way the lower level has it",
+        ),
+    ),
+    *mutants(
+        "csrc/methods/dsq.h",
+        (
+            "cpu-dsq-floor", "(c - select(q > c, q - F(1), q))", "(c - q)",
+            f"{DSQ}::test_equals_the_reference", "the step begins at the floor, not at the code",
+        ),
+        (
+            "cpu-dsq-edge", "both(v > F(0), v < r.qmax)", "both(v >= F(0), v <= r.qmax)",
+            f"{DSQ}::test_the_ends_by_hand", "at an end the bound has the gradient",
+        ),
+        (
+            "cpu-dsq-alpha", "clip(alpha, r.constant[1], r.constant[2])", "alpha",
+            f"{DSQ}::test_guards", "alpha is brought into its range",
+        ),
+        (
+            "cpu-dsq-slope", "p[3] = half * p[2];", "p[3] = half;",
+            f"{DSQ}::test_the_softest_staircase_is_the_straight_through_gradient", "the slope has the factor k",
+        ),
+    ),
+    *mutants(
+        "csrc/methods/sat.h",
+        (
+            "cpu-sat-top", "k = select(k > top, splat<V>(top), k);", "",
+            f"{SAT}::test_levels_by_hand", "Wh = 1 has no code of its own",
+        ),
+        (
+            "cpu-sat-center", "- 2 * center * sums.code[0] +", "- center * sums.code[0] +",
+            f"{SAT}::test_effective_variance_is_one_over_the_neurons", "the square of a difference has two cross terms",
+        ),
+        (
+            "cpu-sat-nan", "kappa + (m - m);", "kappa;",
+            f"{SAT}::test_not_finite", "one NaN is everybody's",
+        ),
+    ),
+    *mutants(
+        "csrc/cpu/sat.cpp",
+        (
+            "cpu-sat-order", "c.order.index_of(place + j)", "place + j",
+            f"{SAT}::test_of_several_maxima_the_first_in_row_major_order_gets_the_gradient", "row-major order, not memory's",
+        ),
+        (
+            "cpu-sat-sign", "select(w[0] < F(0), splat<V>(-through), splat<V>(through))", "splat<V>(through)",
+            f"{SAT}::test_every_layout_and_dtype_equals_the_reference", "the maximum of |t| may be negative",
+        ),
+    ),
+    *mutants(
+        "csrc/cuda/sat.cu",
+        (
+            "cuda-sat-first", "if (first[from] < first[to]) first[to] = first[from];", "",
+            f"{CUDA}::test_sat_has_the_bits_of_the_cpu", "the lowest index of all lanes",
+        ),
+    ),
+    *mutants(
+        "triton_kernels/dsq.py",
+        (
+            "triton-dsq-floor", "(c - tl.where(q > c, q - 1, q))", "(c - q)",
+            f"{DSQ}::test_triton_equals_the_reference_in_its_interpreter", "the step begins at the floor, not at the code",
+        ),
+    ),
+    *mutants(
+        "triton_kernels/sat.py",
+        (
+            "triton-sat-top", "k = tl.where(k > LEVELS - 1, LEVELS - 1, k)", "k = k",
+            f"{SAT}::test_triton_equals_the_reference_in_its_interpreter", "Wh = 1 has no code of its own",
         ),
     ),
     *mutants(

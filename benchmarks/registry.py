@@ -368,6 +368,20 @@ def _channel_by_hand(case: Case) -> Call:
     return call
 
 
+def _dsq(fn: Call, case: Case) -> Call:
+    return functools.partial(fn, bits=4, **case.keywords)
+
+
+def _with_alpha(fn: Call) -> Call:
+    return lambda x, lower, upper, alpha, **keywords: fn(x, lower, upper, alpha=alpha, **keywords)
+
+
+def _sat_inputs(case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
+    """Of a weight's size: autograd's derivative of tanh, 1 - t**2, has lost digits for normal numbers."""
+    w, g, _ = case.tensors(device)
+    return (w / 4,), g
+
+
 METHODS = (
     Method(
         "channel_error",
@@ -422,6 +436,14 @@ METHODS = (
         parameters=lambda step: (-6 * step, 6 * step),
     ),
     Method(
+        "dsq",
+        lambda case: _dsq(_with_alpha(fastq.dsq), case),
+        lambda case, boundary: _dsq(_with_alpha(fastq.reference.dsq), case),
+        lambda case: _dsq(fastq.reference.dsq_surrogate, case),
+        parameters=lambda step: (-6 * step, 6 * step, 0.8 * step),
+        exact=False,
+    ),
+    Method(
         "foreach_lsq",
         lambda case: _halves(lambda ws, ss: fastq.foreach_lsq(ws, ss, boundary="closed", **_EACH)),
         lambda case, boundary: _halves(lambda ws, ss: fastq.reference.foreach_lsq(ws, ss, boundary=boundary, **_EACH)),
@@ -445,6 +467,15 @@ METHODS = (
         lambda case, boundary: _qil(fastq.reference.qil, case),
         lambda case: _qil(fastq.reference.qil_surrogate, case),
         parameters=lambda step: (3 * step, 2.5 * step, 4 * step),
+        exact=False,
+    ),
+    Method(
+        "sat",
+        lambda case: functools.partial(fastq.sat_weight, bits=4),
+        lambda case, boundary: functools.partial(fastq.reference.sat_weight, bits=4),
+        lambda case: functools.partial(fastq.reference.sat_weight_surrogate, bits=4),
+        inputs=_sat_inputs,
+        granularities=("tensor",),
         exact=False,
     ),
 )  # fmt: skip

@@ -60,6 +60,8 @@ def quantizers(granularity: dict[str, Any]) -> dict[str, tuple[Quantizer, int]]:
         "qil": (lambda x, s, z: fastq.qil(x, s, z, bits=4, weight=True, **granularity), 2),
         "qil, activation": (lambda x, s, z: fastq.qil(x, s, z, bits=4, weight=False, **granularity), 2),
         "qil, gamma": (lambda x, s, z: fastq.qil(x, s, z, s, bits=4, weight=True, **granularity), 2),
+        "dsq": (lambda x, s, z: fastq.dsq(x, -3 * s, 5 * z, bits=4, alpha=0.2, **granularity), 2),
+        "dsq, alpha": (lambda x, s, z: fastq.dsq(x, -3 * s, 5 * z, bits=4, alpha=s, **granularity), 2),
     }
     if "axis" in granularity:
         found["channel_error"] = (lambda x, s, z: _with_error(x, s.flatten()[:1], granularity["axis"]), 1)
@@ -70,6 +72,9 @@ def quantizers(granularity: dict[str, Any]) -> dict[str, tuple[Quantizer, int]]:
         found["learnable"] = (lambda x, s, z: channel(x, s, z, axis, -8, 7, 0.5), 2)
         found["affine"] = (lambda x, s, z: fastq.fake_quantize_per_channel_affine(x, s.detach(), z.detach(), axis, -8, 7), 0)
     elif not granularity:
+        found["sat"] = (lambda x, s, z: fastq.sat_weight(x, bits=4), 0)
+        found["sat, std"] = (lambda x, s, z: fastq.sat_weight(x, bits=2, scheme="centered", rescale="std"), 0)
+        found["sat, unquantized"] = (lambda x, s, z: fastq.sat_weight(x, bits=None, grad_through_max=False), 0)
         found["learnable"] = (lambda x, s, z: fastq._fake_quantize_learnable_per_tensor_affine(x, s, z, -8, 7, 0.5), 2)
         found["affine"] = (lambda x, s, z: fastq.fake_quantize_per_tensor_affine(x, s.detach(), z.detach().int(), -8, 7), 0)
     return found
@@ -117,7 +122,7 @@ def call(fn: Quantizer, count: int, device: str, g: torch.Tensor, inputs: Sequen
 
 
 #: Methods with a power, exp, log or tanh in them.
-INEXACT = ("qil, gamma",)
+INEXACT = ("dsq", "dsq, alpha", "qil, gamma", "sat", "sat, std", "sat, unquantized")
 
 
 def nearly(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .ops.dampening import dampening as dampening
     from .ops.direct import direct_update_ as direct_update_
     from .ops.direct import direct_weight as direct_weight
+    from .ops.dsq import dsq as dsq
     from .ops.ewgs import ewgs as ewgs
     from .ops.foreach import foreach_dampening as foreach_dampening
     from .ops.foreach import foreach_lsq as foreach_lsq
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .ops.oscillation import oscillation_step_ as oscillation_step_
     from .ops.pact import pact as pact
     from .ops.qil import qil as qil
+    from .ops.sat import sat_weight as sat_weight
     from .oscillation import OscillationState as OscillationState
     from .recipes.prepare import prepare as prepare
 
@@ -70,6 +72,7 @@ _FUNCTIONS = {
     "direct_update_": "ops",
     "direct_weight": "ops",
     "dampening": "ops",
+    "dsq": "ops",
     "fake_quantize_per_channel_affine": "ops",
     "fake_quantize_per_tensor_affine": "ops",
     "foreach_dampening": "ops",
@@ -83,6 +86,7 @@ _FUNCTIONS = {
     "qil": "ops",
     "pact": "ops",
     "prepare": "recipes",
+    "sat_weight": "ops",
     "save": "deploy",
     "set_checks": "checks",
     "step_gradient": "channels",

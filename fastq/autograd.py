@@ -4,14 +4,17 @@ from .ops.affine import FakeQuantizeAffine
 from .ops.channel_error import ChannelError
 from .ops.dampening import Dampening
 from .ops.direct import DirectWeight
+from .ops.dsq import DSQ
 from .ops.ewgs import EWGS
 from .ops.foreach import ForeachDampening, ForeachLSQ
 from .ops.frozen_lsq import FrozenLSQ
 from .ops.lsq import LSQ
 from .ops.pact import PACT
 from .ops.qil import QIL
+from .ops.sat import SATWeight
 
 __all__ = [
+    "DSQ",
     "EWGS",
     "LSQ",
     "PACT",
@@ -23,4 +26,5 @@ __all__ = [
     "ForeachDampening",
     "ForeachLSQ",
     "FrozenLSQ",
+    "SATWeight",
 ]

@@ -60,3 +60,39 @@ def check_levels(
     for name, t in (("residual", residual), ("grad", grad)):
         if t is not None and bool(t.isnan().any()):
             raise ValueError(f"{op}: {name} holds NaN ({int(t.isnan().sum())} of {t.numel()} elements)")
+
+
+def _no_nan(op: str, **tensors: torch.Tensor) -> None:
+    for name, t in tensors.items():
+        if bool(t.isnan().any()):
+            raise ValueError(f"{op}: {name} holds NaN ({int(t.isnan().sum())} of {t.numel()} elements)")
+
+
+def check_dsq(op: str, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, alpha: torch.Tensor | float) -> None:
+    """In the checking mode, raise ``ValueError`` for bounds that are not finite or not apart, ``alpha`` outside (0, 1), a NaN in
+    ``x``."""
+    if not _enabled:
+        return
+    if not bool((lower.isfinite() & upper.isfinite() & (upper > lower)).all()):
+        seen = [(float(a), float(b)) for a, b in zip(lower.detach().flatten()[:8], upper.detach().flatten()[:8], strict=True)]
+        raise ValueError(f"{op}: lower must be below upper and both finite everywhere, got {seen}")
+    if isinstance(alpha, torch.Tensor) and not bool(((alpha > 0) & (alpha < 1)).all()):
+        raise ValueError(
+            f"{op}: alpha must lie between 0 and 1 (both excluded) everywhere, got {alpha.detach().flatten()[:8].tolist()}"
+        )
+    _no_nan(op, x=x)
+
+
+def check_sat(op: str, w: torch.Tensor, scale: torch.Tensor, rescale: int) -> None:
+    """In the checking mode, raise ``ValueError`` for a NaN in ``w``, weights that are all 0, codes without variance.
+
+    ``scale`` is what the forward pass found: max|tanh(w)|, kappa and the variance.
+    """
+    if not _enabled or w.numel() == 0:
+        return
+    _no_nan(op, w=w)
+    largest, _, variance = scale.tolist()
+    if largest == 0:
+        raise ValueError(f"{op}: w is 0 everywhere, so that it has no largest element to divide by")
+    if rescale and not variance > 0:
+        raise ValueError(f"{op}: the codes of w have no variance to rescale by ({w.numel()} elements, all of one code)")

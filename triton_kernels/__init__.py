@@ -7,9 +7,11 @@ Importing it registers every method's operators. A method is a file of its name;
 
 from . import direct as direct
 from . import foreach as foreach
+from . import sat as _sat  # noqa: F401  registers its operators
 from .affine import AFFINE, AFFINE_PER_CHANNEL, AFFINE_PER_TENSOR
 from .channel_error import CHANNEL_ERROR, CHANNEL_STATS
 from .dampening import DAMPENING, DAMPENING_LOSS
+from .dsq import DSQ, DSQ_ALPHA
 from .elementwise import Method
 from .ewgs import EWGS
 from .frozen_lsq import FROZEN_LSQ
@@ -43,4 +45,6 @@ def methods() -> list[Method]:
         DAMPENING_LOSS,
         FROZEN_LSQ,
         OSCILLATION,
+        DSQ,
+        DSQ_ALPHA,
     ]

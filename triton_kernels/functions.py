@@ -120,3 +120,11 @@ def tanh(x):
         small = p * z * x + x
         large = 1.0 - divide(tl.zeros_like(x) + 2.0, exp(a + a) + 1.0)
         return tl.where(a < 0.625, small, tl.where(x < 0, -large, large)) + nan_of(x)
+
+
+@triton.jit
+def sech2(x):
+    """``1 / cosh(x)**2``."""
+    e = exp(tl.abs(x) * -2.0)
+    whole = e + 1.0
+    return divide(e * 4.0, whole * whole)

@@ -184,5 +184,14 @@ FASTQ_HD V tanh(V x, double) {
   return EachLane<V>::of(x, [](double v) { return ::tanh(v); });
 }
 
+// 1 / cosh(x)^2 to a few ulp, where 1 - tanh(x)^2 loses its digits as tanh goes to 1.
+template <class V, class F>
+FASTQ_HD V sech2(V x, F) {
+  const V magnitude = select(x < F(0), -x, x);
+  const V e = exp(magnitude * F(-2), F());
+  const V whole = e + F(1);
+  return (e * F(4)) / (whole * whole);
+}
+
 }  // namespace FASTQ_ISA
 }  // namespace fastq

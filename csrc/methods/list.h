@@ -13,6 +13,11 @@
 #define FASTQ_CHANNEL_ERROR(X)             \
   X(channel_error, ChannelError<false>)    \
   X(channel_stats, ChannelError<true>)
+
+#define FASTQ_DSQ(X)     \
+  X(dsq, DSQ<false>)     \
+  X(dsq_alpha, DSQ<true>)
+
 #define FASTQ_DAMPENING(X)            \
   X(dampening, Dampening<true>)       \
   X(dampening_loss, Dampening<false>)
@@ -41,6 +46,7 @@
 #define FASTQ_METHODS(X) \
   FASTQ_AFFINE(X) \
   FASTQ_CHANNEL_ERROR(X) \
+  FASTQ_DSQ(X) \
   FASTQ_DAMPENING(X) \
   FASTQ_EWGS(X) \
   FASTQ_FROZEN_LSQ(X) \

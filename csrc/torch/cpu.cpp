@@ -5,10 +5,12 @@
 #include <utility>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/sat.h"
 
 namespace fastq {
 
 FASTQ_CPU_TABLE(DirectLoops, direct_loops)
+FASTQ_CPU_TABLE(SatLoops, sat_loops)
 
 namespace {
 
@@ -116,10 +118,18 @@ const DirectLoops& direct() {
   return *loops;
 }
 
-void over_chunks(const DirectCall& c, void (*loop)(const DirectCall&, int64_t, int64_t)) {
+const SatLoops& sat() {
+  const char* error = nullptr;
+  const SatLoops* loops = chosen_sat_loops(&error);
+  STD_TORCH_CHECK(loops != nullptr, "fastq: ", error);
+  return *loops;
+}
+
+template <class Job>
+void over_chunks(const Job& c, void (*loop)(const Job&, int64_t, int64_t)) {
   const auto body = [&](int64_t begin, int64_t end) { loop(c, begin, end); };
   if (c.numel <= kGrain) return body(0, c.chunks());
-  torch::stable::parallel_for(0, c.chunks(), kGrain / kDirectChunk, body);
+  torch::stable::parallel_for(0, c.chunks(), kGrain / kChunk, body);
 }
 
 void direct_weight(DirectCall& c, const Tensor&) {
@@ -135,9 +145,32 @@ void direct_update(DirectCall& c, const Tensor&) {
   over_chunks(c, direct().update);
 }
 
+void sat_forward(SatCall& c, const Tensor&) {
+  const SatLoops& k = sat();
+  over_chunks(c, k.largest);
+  k.find_largest(c);
+  over_chunks(c, k.codes);
+  k.find_scale(c);
+  over_chunks(c, k.scale);
+}
+
+void sat_backward(SatCall& c, const Tensor&) {
+  const SatLoops& k = sat();
+  over_chunks(c, k.backward);
+  k.correct(c);
+}
+
 }  // namespace
 
 const DirectRunner kDirectCpu = {direct_weight, direct_gradient, direct_update};
-const Runner kCpu = {forward, backward, true, forward_many, backward_many};
+const Runner kCpu = {
+    .forward = forward,
+    .backward = backward,
+    .prepares_columns = true,
+    .forward_many = forward_many,
+    .backward_many = backward_many,
+    .sat_forward = sat_forward,
+    .sat_backward = sat_backward,
+};
 
 }  // namespace fastq

@@ -6,6 +6,7 @@
 
 #include "../cuda/direct.h"
 #include "../cuda/kernels.h"
+#include "../cuda/sat.h"
 
 namespace fastq {
 
@@ -26,7 +27,14 @@ void run(Calls& c, const Tensor& x) {
 
 const DirectRunner kDirectCuda = {run<DirectCall, cuda::direct_weight>, run<DirectCall, cuda::direct_gradient>,
                                   run<DirectCall, cuda::direct_update>};
-const Runner kCuda = {run<Call, cuda::forward>, run<Call, cuda::backward>, false,
-                      run<std::vector<Call>, cuda::forward_many>, run<std::vector<Call>, cuda::backward_many>};
+const Runner kCuda = {
+    .forward = run<Call, cuda::forward>,
+    .backward = run<Call, cuda::backward>,
+    .prepares_columns = false,
+    .forward_many = run<std::vector<Call>, cuda::forward_many>,
+    .backward_many = run<std::vector<Call>, cuda::backward_many>,
+    .sat_forward = run<SatCall, cuda::sat_forward>,
+    .sat_backward = run<SatCall, cuda::sat_backward>,
+};
 
 }  // namespace fastq

@@ -52,6 +52,8 @@ Arguments arguments(const char* op, Method method, int64_t qmin, int64_t qmax, i
           qmax, axis,   group_size,     eps,          names};
 }
 
+struct SatCall;
+
 // A device's way to run a filled-in Call. CPU and CUDA libraries each have one.
 struct Runner {
   void (*forward)(Call&, const Tensor& x);
@@ -60,6 +62,8 @@ struct Runner {
   // The same for many calls of one device at once. Each has its own method, dtype and geometry.
   void (*forward_many)(std::vector<Call>&, const Tensor& x);
   void (*backward_many)(std::vector<Call>&, const Tensor& x);
+  void (*sat_forward)(SatCall&, const Tensor& w);
+  void (*sat_backward)(SatCall&, const Tensor& w);
 };
 
 Tensor run_forward(const Runner&, const Arguments&, const Tensor& x, const std::vector<Tensor>& parameters);

@@ -4,6 +4,7 @@
 #include "affine.h"
 #include "channel_error.h"
 #include "dampening.h"
+#include "dsq.h"
 #include "ewgs.h"
 #include "foreach.h"
 #include "frozen_lsq.h"
@@ -11,6 +12,7 @@
 #include "oscillation.h"
 #include "pact.h"
 #include "qil.h"
+#include "sat.h"
 
 namespace fastq {
 
@@ -36,6 +38,10 @@ void implement_operators(Library& m) {
   m.impl("pact_backward", TORCH_BOX(&pact_backward<runner>));
   m.impl("qil_forward", TORCH_BOX(&qil_forward<runner>));
   m.impl("qil_backward", TORCH_BOX(&qil_backward<runner>));
+  m.impl("dsq_forward", TORCH_BOX(&dsq_forward<runner>));
+  m.impl("dsq_backward", TORCH_BOX(&dsq_backward<runner>));
+  m.impl("sat_forward", TORCH_BOX(&sat_forward<runner>));
+  m.impl("sat_backward", TORCH_BOX(&sat_backward<runner>));
 }
 
 }  // namespace fastq

@@ -9,6 +9,7 @@ from .affine import (
 from .channel_error import ChannelStats, channel_error, channel_stats
 from .dampening import dampening
 from .direct import direct_update_, direct_weight
+from .dsq import dsq
 from .ewgs import ewgs
 from .foreach import foreach_dampening, foreach_lsq, foreach_oscillation_step_
 from .frozen_lsq import frozen_lsq
@@ -16,6 +17,7 @@ from .lsq import lsq
 from .oscillation import oscillation_step_
 from .pact import pact
 from .qil import qil
+from .sat import sat_weight
 
 __all__ = [
     "ChannelStats",
@@ -26,6 +28,7 @@ __all__ = [
     "dampening",
     "direct_update_",
     "direct_weight",
+    "dsq",
     "ewgs",
     "fake_quantize_per_channel_affine",
     "fake_quantize_per_tensor_affine",
@@ -37,4 +40,5 @@ __all__ = [
     "oscillation_step_",
     "pact",
     "qil",
+    "sat_weight",
 ]

@@ -9,6 +9,7 @@ from .affine import (
 from .channel_error import channel_error, channel_error_surrogate, channel_stats
 from .dampening import dampening, dampening_by_hand
 from .direct import direct_update_, direct_weight
+from .dsq import dsq, dsq_surrogate
 from .ewgs import ewgs, ewgs_surrogate
 from .foreach import foreach_dampening, foreach_lsq, foreach_oscillation_step_
 from .frozen_lsq import frozen_lsq, frozen_lsq_surrogate
@@ -16,6 +17,7 @@ from .lsq import lsq, lsq_surrogate
 from .oscillation import OscillationTrace, oscillation_step_
 from .pact import pact, pact_surrogate
 from .qil import qil, qil_surrogate
+from .sat import sat_weight, sat_weight_surrogate
 
 __all__ = [
     "OscillationTrace",
@@ -28,6 +30,8 @@ __all__ = [
     "dampening_by_hand",
     "direct_update_",
     "direct_weight",
+    "dsq",
+    "dsq_surrogate",
     "ewgs",
     "ewgs_surrogate",
     "fake_quantize_per_channel_affine",
@@ -44,4 +48,6 @@ __all__ = [
     "pact_surrogate",
     "qil",
     "qil_surrogate",
+    "sat_weight",
+    "sat_weight_surrogate",
 ]

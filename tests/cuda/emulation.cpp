@@ -2,6 +2,7 @@
 // fastq_emulated::NAME. Everything of the CUDA backend but the launch and the hardware.
 #include "../../csrc/cuda/direct.h"
 #include "../../csrc/cuda/kernels.h"
+#include "../../csrc/cuda/sat.h"
 #include "../../csrc/torch/direct.h"
 #include "../../csrc/torch/operators.h"
 
@@ -21,8 +22,15 @@ extern const Runner kEmulated;
 extern const DirectRunner kDirectEmulated;
 const DirectRunner kDirectEmulated = {run<DirectCall, cuda::direct_weight>, run<DirectCall, cuda::direct_gradient>,
                                       run<DirectCall, cuda::direct_update>};
-const Runner kEmulated = {run<Call, cuda::forward>, run<Call, cuda::backward>, false,
-                          run<std::vector<Call>, cuda::forward_many>, run<std::vector<Call>, cuda::backward_many>};
+const Runner kEmulated = {
+    .forward = run<Call, cuda::forward>,
+    .backward = run<Call, cuda::backward>,
+    .prepares_columns = false,
+    .forward_many = run<std::vector<Call>, cuda::forward_many>,
+    .backward_many = run<std::vector<Call>, cuda::backward_many>,
+    .sat_forward = run<SatCall, cuda::sat_forward>,
+    .sat_backward = run<SatCall, cuda::sat_backward>,
+};
 
 }  // namespace fastq
 

@@ -342,3 +342,36 @@ def test_channel_error_has_the_bits_of_the_cpu(emulated: Any, dtype: torch.dtype
         ):
             ours, theirs = (getattr(operators, op)(*args) for operators in (emulated, torch.ops.fastq))
             assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True)), (name, op)
+
+
+@pytest.mark.parametrize("name", ["chunks and a ragged end", "rows 7x7", "columns, ragged block", "groups of 5"])
+@torch.no_grad()
+def test_dsq_has_the_bits_of_the_cpu(emulated: Any, name: str, dtype: torch.dtype) -> None:
+    x, g, alpha, _, axis, group = inputs(name, dtype, offset=False, shift=0, special=True)
+    lower, upper = -alpha.abs() * 3, alpha * 4  # where alpha is negative the bounds cross
+    ours = emulated.dsq_forward(x, lower, upper, 7, axis, group)
+    assert same_bits(ours, torch.ops.fastq.dsq_forward(x, lower, upper, 7, axis, group))
+    for soft in (alpha, None):
+        args = (g, x, lower, upper, soft, 0.3, 7, axis, group)
+        for a, b in zip(emulated.dsq_backward(*args), torch.ops.fastq.dsq_backward(*args), strict=True):
+            assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1,), (5,), (4096,), (3, 4099), (300_001,), (5, 30, 7, 7)], ids=str)
+@torch.no_grad()
+def test_sat_has_the_bits_of_the_cpu(emulated: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, g = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    w.view(-1)[1:3] = w.abs().max()  # of the maxima the first in row-major order
+    if w.dim() == 4:
+        w = w.to(memory_format=torch.channels_last)
+    broken = w.clone()
+    broken[(-1,) * w.dim()] = float("nan") if w.dim() < 4 else float("inf")
+    for weight in (w, broken, torch.zeros_like(w)) if len(shape) > 1 else (w,):
+        for arguments in ((4, 0, 1, 9), (8, 1, 2, 9), (2, 2, 0, 9), (0, 0, 2, 9)):
+            ours, theirs = emulated.sat_forward(weight, *arguments), torch.ops.fastq.sat_forward(weight, *arguments)
+            assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True)), arguments
+            for through_max in (True, False):
+                a, b = (space.sat_backward(g, weight, *theirs[1:], through_max) for space in (emulated, torch.ops.fastq))
+                assert same_bits(a, b), arguments

@@ -1,0 +1,5 @@
+#include "../methods/dsq.h"
+
+#include "elementwise.h"
+
+FASTQ_CPU_LOOPS(FASTQ_DSQ)
