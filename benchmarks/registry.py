@@ -366,6 +366,8 @@ def _channel_by_hand(case: Case) -> Call:
         return (step * (c + (q - c).detach())).to(x.dtype), (f - step * q).square().sum(others)
 
     return call
+
+
 DECAY = 0.5
 
 
@@ -537,6 +539,7 @@ METHODS = (
         inputs=_sat_inputs,
         granularities=("tensor",),
         exact=False,
+    ),
     Method("noise_quant", _noise_quant, _noise_quant_reference, _noise_quant_baseline),
     Method(
         "tempered",

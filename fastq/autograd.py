@@ -28,7 +28,7 @@ __all__ = [
     "ForeachDampening",
     "ForeachLSQ",
     "FrozenLSQ",
-    "SATWeight",
     "NoiseQuant",
+    "SATWeight",
     "Tempered",
 ]

@@ -375,6 +375,9 @@ def test_sat_has_the_bits_of_the_cpu(emulated: Any, shape: tuple[int, ...], dtyp
             for through_max in (True, False):
                 a, b = (space.sat_backward(g, weight, *theirs[1:], through_max) for space in (emulated, torch.ops.fastq))
                 assert same_bits(a, b), arguments
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "name", ["chunks and a ragged end", "rows 7x7", "groups of 5", "columns", "columns, three", "columns, odd width"]
 )
