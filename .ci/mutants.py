@@ -84,6 +84,12 @@ DIRECT_NN = "tests/nn/test_direct.py"
 DSQ = "tests/ops/test_dsq.py"
 SAT = "tests/ops/test_sat.py"
 INTEGER = "tests/deploy/test_integer.py"
+TEMPERED = "tests/ops/test_tempered.py"
+NOISE_QUANT = "tests/ops/test_noise_quant.py"
+PHILOX = "tests/ops/test_philox.py"
+NOISE_MODULES = "tests/nn/test_noise.py"
+CUDA_NOISE = "tests/cuda/test_emulation.py::test_noise_has_the_bits_of_the_cpu"
+TRITON_NOISE = "tests/triton/test_noise.py::test_interpreted_kernels_equal_the_reference"
 SWITCH = "tests/compat/test_torch_ao.py::test_every_way_to_turn_a_switch_is_seen"
 TWICE = "tests/compat/test_torch_ao.py::test_a_module_called_twice_before_the_backward_pass_has_torch_s_gradients"
 TORCHAO = "tests/compat/test_torchao.py::test_output_scale_and_zero_point_are_torchao_s"
@@ -771,6 +777,121 @@ MUTANTS = [
         ("border-shift", "self._convolve(inside, 0)[0]", "self._convolve(inside, 1)[0]", BORDERS, "padding has no offset"),
         ("linear-zero", "acc = acc + self.zero * self.sums()", "acc = acc + 0 * self.sums()", CONVERTED, "codes moved into int8"),
         ("code-nan", "x.isnan().any(-1, keepdim=True)", "x.isinf().any(-1, keepdim=True)", CONVERTED, "NaN must show"),
+    ),
+    *mutants(
+        "csrc/methods/tempered.h",
+        (
+            "cpu-noise-outside", "select(both(v > r.lower, v < r.upper), q - v, splat<V>(F(0)))", "q - v",
+            f"{TEMPERED}::test_the_formula_by_hand", "what is clipped has no noise",
+        ),
+        (
+            "cpu-noise-of-the-step", "inner = inner * (F(1) + xi * r.constant[0]);", "inner = inner * xi * r.constant[0];",
+            f"{TEMPERED}::test_the_formula_by_hand", "the noise adds to the step's gradient",
+        ),
+        (
+            "cpu-noise-of-the-gradient", "select(inner < F(0), -inner, inner)", "inner",
+            f"{TEMPERED}::test_the_formula_by_hand", "the gradient's noise has the error's magnitude",
+        ),
+        (
+            "cpu-scale-of-what-is-clipped", "select(inside, g * (x - p[0] * q), nan)", "g * (x - p[0] * q)",
+            f"{TEMPERED}::test_the_formula_by_hand", "what is clipped has no gradient for a to scale",
+        ),
+    ),
+    *mutants(
+        "csrc/methods/noise_quant.h",
+        (
+            "cpu-noise-beyond-the-range", "return select(both(v > r.qmin, v < r.qmax), noisy, edge);",
+            "return select(both(v >= r.qmin, v <= r.qmax), noisy, edge);",
+            f"{NOISE_QUANT}::test_zeros_of_a_relu_stay_zeros_in_nipq", "the edge itself is clipped",
+        ),
+    ),
+    *mutants(
+        "csrc/methods/philox.h",
+        ("cpu-philox-nine", "kPhiloxRounds = 10", "kPhiloxRounds = 9", f"{TEMPERED}::test_the_noise_is_philoxs", "ten rounds"),
+        (
+            "cpu-sine-for-cosine", "*even = r * same_size<V>(same_size<U>(cosine) ^ other);",
+            "*even = r * same_size<V>(same_size<U>(cosine) ^ turned);",
+            f"{TEMPERED}::test_the_noise_is_philoxs", "the cosine's own sign",
+        ),
+    ),
+    *mutants(
+        "csrc/cpu/philox.h",
+        (
+            "cpu-noise-misaligned", "return room + skip;", "return room;",
+            f"{TEMPERED}::test_the_noise_does_not_depend_on_layout_or_granularity", "a run may begin within a counter's words",
+        ),
+        (
+            "cpu-counter-of-32-bits", "c1[i] = c0[i] >> 32;", "c1[i] = U64{};",
+            "tests/native/test_philox.py", "a tensor of 2^34 elements uses the counter's second word",
+        ),
+    ),
+    *mutants(
+        "csrc/cpu/elementwise.h",
+        (
+            "cpu-noise-kept-too-long", "if (begin < first || begin + n > last) {", "if (begin < first || begin > last) {",
+            f"{TEMPERED}::test_the_noise_is_philoxs", "noise that nobody made",
+        ),
+    ),
+    *mutants(
+        "csrc/cuda/elementwise.cuh",
+        (
+            "cuda-noise-of-one-counter", "noise_of(job.noise, job.noise_scale, uint64_t(offset + e) / 4, key, four);",
+            "noise_of(job.noise, job.noise_scale, uint64_t(offset) / 4, key, four);",
+            CUDA_NOISE, "a piece of eight has two counters",
+        ),
+    ),
+    *mutants(
+        "triton_kernels/philox.py",
+        (
+            "triton-words-in-order", "tl.join(tl.join(f0, f2), tl.join(f1, f3))", "tl.join(tl.join(f0, f1), tl.join(f2, f3))",
+            TRITON_NOISE, "neighbours have neighbouring words",
+        ),
+        (
+            "triton-other-half", "second, odd = (index & 2) != 0,", "second, odd = (index & 4) != 0,",
+            TRITON_NOISE, "the word of the element",
+        ),
+    ),
+    *mutants(
+        "triton_kernels/elementwise.py",
+        (
+            "triton-quads-anywhere", "return self.block % 4 == 0 and step % 4 == 0", "return self.block % 4 == 0",
+            TRITON_NOISE, "a run may begin within a counter's words",
+        ),
+    ),
+    *mutants(
+        "triton_kernels/tempered.py",
+        (
+            "triton-noise-of-the-gradient", "xi * r[5] * tl.abs(q - v)", "xi * r[5] * (q - v)",
+            TRITON_NOISE, "the gradient's noise has the error's magnitude",
+        ),
+    ),
+    *mutants(
+        "fastq/reference/philox.py",
+        ("reference-philox-key", "0x9E3779B9", "0x9E3779B1", PHILOX, "what the key grows by"),
+        ("reference-uniform-whole", ".add(0.5).mul(2.0**-23)", ".mul(2.0**-23)", PHILOX, "noise has no bias"),
+        ("reference-log", "h * (2 / 3 + h * (2 / 5", "h * (2 / 3 + h * (2 / 7", PHILOX, "the series of atanh"),
+    ),
+    *mutants(
+        "fastq/reference/tempered.py",
+        (
+            "reference-scale-outside", "torch.where(m, gf * (x.to(v.dtype) - s * q), nan)", "gf * (x.to(v.dtype) - s * q) + nan",
+            f"{TEMPERED}::test_the_formula_by_hand", "what is clipped has no gradient for a to scale",
+        ),
+        (
+            "reference-noise-of-the-step", "inner = e * (1.0 + k)", "inner = e",
+            f"{TEMPERED}::test_gradients_are_the_derivative_of_the_surrogate", "the noise adds to the step's gradient",
+        ),
+    ),
+    *mutants(
+        "fastq/seeds.py",
+        (
+            "seed-not-copied", "taken = seed.clone()", "taken = seed",
+            f"{NOISE_MODULES}::test_calls_before_one_backward_pass_keep_their_noise", "a backward pass has its forward's seed",
+        ),
+        (
+            "seed-not-advanced", "        seed += 1\n", "",
+            f"{NOISE_MODULES}::test_each_training_call_draws_new_noise_and_one_state_gives_one_sequence", "each step draws anew",
+        ),
     ),
 ]  # fmt: skip
 

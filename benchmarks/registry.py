@@ -15,7 +15,7 @@ import torch
 
 import fastq
 from fastq.dispatch import BACKENDS
-from fastq.granularity import expand
+from fastq.granularity import expand, normalize_axis
 from fastq.reference.dampening import dampening_by_hand
 from fastq.reference.frozen_lsq import frozen_lsq_surrogate
 from fastq.reference.lsq import lsq_surrogate
@@ -368,6 +368,68 @@ def _channel_by_hand(case: Case) -> Call:
     return call
 
 
+DECAY = 0.5
+
+
+def _seed(x: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(1, dtype=torch.int64, device=x.device)
+
+
+def _given_noise(case: Case) -> dict[str, torch.Tensor]:
+    """The uniform noise of a case on +-1/2, by device. Baselines get it for nothing, so that their results can be checked:
+    drawing it is the larger part of a forward pass."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    zero, one = ({d: make(shape, device=d) for d in devices} for make, shape in ((torch.zeros, case.shape), (torch.ones, 1)))
+    return {d: fastq.noise_quant(zero[d], one[d], kind="uniform", seed=_seed(one[d])) for d in devices}
+
+
+def _tempered(case: Case) -> Call:
+    keywords = {"bits": (QMIN, QMAX), "boundary": "closed", "grad_scale": 1.0, "decay": DECAY, **case.keywords}
+    return lambda x, step, a: fastq.tempered(x, step, a, seed=_seed(x), **keywords)
+
+
+def _tempered_reference(case: Case, boundary: str) -> Call:
+    keywords = {"bits": (QMIN, QMAX), "boundary": boundary, "grad_scale": 1.0, "decay": DECAY, **case.keywords}
+    return lambda x, step, a: fastq.reference.tempered(x, step, a, seed=_seed(x), **keywords)
+
+
+def _tempered_baseline(case: Case) -> Call:
+    given, scale = _given_noise(case), DECAY * 2 * math.sqrt(3.0)
+
+    def tempered(x: torch.Tensor, step: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        where = normalize_axis("tempered", x, case.keywords.get("axis"), case.keywords.get("group_size"))
+        s, b, xf = expand(step, x, *where), expand(a, x, *where), x.float()
+        c = (b.detach() * xf + (1 - b.detach()) * xf.detach()).div(s).clamp(QMIN, QMAX)
+        r = (c.round() - c).detach()
+        inside = (c > QMIN) & (c < QMAX)
+        y = s * ((c + r) + given[x.device.type] * scale * r)
+        error = torch.where(inside, xf - s * (c + r), 0.0).detach()
+        return (y + (b - b.detach()) * error).to(x.dtype)
+
+    return tempered
+
+
+def _noise_quant(case: Case) -> Call:
+    return lambda x, step: fastq.noise_quant(x, step, kind="nipq", bits=(QMIN, QMAX), seed=_seed(x), **case.keywords)
+
+
+def _noise_quant_reference(case: Case, boundary: str) -> Call:
+    return lambda x, step: fastq.reference.noise_quant(x, step, kind="nipq", bits=(QMIN, QMAX), seed=_seed(x), **case.keywords)
+
+
+def _noise_quant_baseline(case: Case) -> Call:
+    given = _given_noise(case)
+
+    def nipq(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        s = expand(step, x, *normalize_axis("nipq", x, case.keywords.get("axis"), case.keywords.get("group_size")))
+        xf = x.float()
+        v = xf / s
+        inside = (v > QMIN) & (v < QMAX)
+        return torch.where(inside, xf + s * given[x.device.type], s * v.clamp(QMIN, QMAX)).to(x.dtype)
+
+    return nipq
+
+
 def _dsq(fn: Call, case: Case) -> Call:
     return functools.partial(fn, bits=4, **case.keywords)
 
@@ -477,6 +539,14 @@ METHODS = (
         inputs=_sat_inputs,
         granularities=("tensor",),
         exact=False,
+    ),
+    Method("noise_quant", _noise_quant, _noise_quant_reference, _noise_quant_baseline),
+    Method(
+        "tempered",
+        _tempered,
+        _tempered_reference,
+        _tempered_baseline,
+        parameters=lambda step: (step, torch.ones_like(step)),
     ),
 )  # fmt: skip
 

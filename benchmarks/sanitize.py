@@ -39,6 +39,10 @@ def layouts(x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         yield "transposed", x.transpose(0, -1).contiguous().transpose(0, -1)
 
 
+def seed(x: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([-7], device=x.device)
+
+
 Quantizer = Callable[..., torch.Tensor]
 
 
@@ -62,6 +66,15 @@ def quantizers(granularity: dict[str, Any]) -> dict[str, tuple[Quantizer, int]]:
         "qil, gamma": (lambda x, s, z: fastq.qil(x, s, z, s, bits=4, weight=True, **granularity), 2),
         "dsq": (lambda x, s, z: fastq.dsq(x, -3 * s, 5 * z, bits=4, alpha=0.2, **granularity), 2),
         "dsq, alpha": (lambda x, s, z: fastq.dsq(x, -3 * s, 5 * z, bits=4, alpha=s, **granularity), 2),
+        "tempered": (lambda x, s, z: fastq.tempered(x, s, z, bits=4, decay=0.5, seed=seed(x), **granularity), 2),
+        "tempered gradient": (
+            lambda x, s, z: fastq.tempered(
+                x, s, z, bits=4, decay=0.5, reading="gradient", noise="normal", seed=seed(x), **granularity
+            ),
+            2,
+        ),
+        "diffq": (lambda x, s, z: fastq.noise_quant(x, s, seed=seed(x), **granularity), 1),
+        "nipq": (lambda x, s, z: fastq.noise_quant(x, s, kind="nipq", bits=4, seed=seed(x), **granularity), 1),
     }
     if "axis" in granularity:
         found["channel_error"] = (lambda x, s, z: _with_error(x, s.flatten()[:1], granularity["axis"]), 1)

@@ -48,10 +48,13 @@ if TYPE_CHECKING:
     from .ops.foreach import foreach_oscillation_step_ as foreach_oscillation_step_
     from .ops.frozen_lsq import frozen_lsq as frozen_lsq
     from .ops.lsq import lsq as lsq
+    from .ops.noise_quant import noise_quant as noise_quant
     from .ops.oscillation import oscillation_step_ as oscillation_step_
     from .ops.pact import pact as pact
     from .ops.qil import qil as qil
     from .ops.sat import sat_weight as sat_weight
+    from .ops.tempered import tempered as tempered
+    from .ops.tempered import tempering_decay as tempering_decay
     from .oscillation import OscillationState as OscillationState
     from .recipes.prepare import prepare as prepare
 
@@ -85,6 +88,7 @@ _FUNCTIONS = {
     "ewgs": "ops",
     "qil": "ops",
     "pact": "ops",
+    "noise_quant": "ops",
     "prepare": "recipes",
     "sat_weight": "ops",
     "save": "deploy",
@@ -92,6 +96,8 @@ _FUNCTIONS = {
     "step_gradient": "channels",
     "supports": "dispatch",
     "update_step_": "channels",
+    "tempered": "ops",
+    "tempering_decay": "ops",
     "use_backend": "dispatch",
 }
 _MODULES = ("autograd", "compat", "deploy", "nn", "recipes", "reference", "schedules", "testing")

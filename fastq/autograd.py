@@ -9,9 +9,11 @@ from .ops.ewgs import EWGS
 from .ops.foreach import ForeachDampening, ForeachLSQ
 from .ops.frozen_lsq import FrozenLSQ
 from .ops.lsq import LSQ
+from .ops.noise_quant import NoiseQuant
 from .ops.pact import PACT
 from .ops.qil import QIL
 from .ops.sat import SATWeight
+from .ops.tempered import Tempered
 
 __all__ = [
     "DSQ",
@@ -26,5 +28,7 @@ __all__ = [
     "ForeachDampening",
     "ForeachLSQ",
     "FrozenLSQ",
+    "NoiseQuant",
     "SATWeight",
+    "Tempered",
 ]

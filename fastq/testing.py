@@ -383,8 +383,8 @@ class _Checker:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             y = self.fn(x, *(t.requires_grad_() for t in p), **case.keywords)
-        # Beside x: the parameters, and as many values again that a function may derive from them (a zero-point's).
-        limit = x.numel() * (x.element_size() + case.kept) + 2 * sum(t.numel() * t.element_size() for t in p)
+        # Beside x: the parameters, as many values again that a function may derive from them (a zero-point's), and a seed.
+        limit = x.numel() * (x.element_size() + case.kept) + 2 * sum(t.numel() * t.element_size() for t in p) + 8
         total = sum(kept.values())
         self.record("saved memory", case.name, f"{total} bytes kept, {limit} allowed" if total > limit else "")
         del y
@@ -454,7 +454,7 @@ def check_quantizer(
     one gradient alone      asking for one input's gradient changes none
     finite differences      gradients in fp64 against central differences of ``surrogate`` (if given), and the reference's too
     determinism             the same bits on every run and with every number of ``threads``, on ``large`` elements
-    saved memory            no more bytes kept for the backward pass than ``x`` and twice the parameters have
+    saved memory            no more bytes kept for the backward pass than ``x``, twice the parameters and a seed have
     empty input             a first axis of length 0
     second backward raises  rather than returning zeros
     opcheck                 ``torch.library.opcheck`` of each operator, under ``no_grad``

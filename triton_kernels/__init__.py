@@ -16,9 +16,11 @@ from .elementwise import Method
 from .ewgs import EWGS
 from .frozen_lsq import FROZEN_LSQ
 from .lsq import LSQ, LSQ_OFFSET
+from .noise_quant import NOISE_QUANT, NOISE_QUANT_CLIPPED
 from .oscillation import OSCILLATION
 from .pact import PACT, PACT_PLAIN, PACT_TWO_SIDED, PACT_TWO_SIDED_PLAIN
 from .qil import QIL_ACTIVATION, QIL_POWER, QIL_WEIGHT
+from .tempered import TEMPERED, TEMPERED_GRADIENT, TEMPERED_STILL
 
 __all__ = ["methods"]
 
@@ -47,4 +49,9 @@ def methods() -> list[Method]:
         OSCILLATION,
         DSQ,
         DSQ_ALPHA,
+        NOISE_QUANT,
+        NOISE_QUANT_CLIPPED,
+        TEMPERED,
+        TEMPERED_GRADIENT,
+        TEMPERED_STILL,
     ]

@@ -20,8 +20,9 @@ A method is a :class:`Method` of jit functions. ``parameters`` and ``p`` are tup
     backward(x, g, p, r) -> (dx, terms)         one term for each gradient, in the order of the parameters
     finish(index, total, parameters) -> gradient
 
-A method has at most four gradients. One with words takes 32 bits for each element (uint32) after ``x`` or ``g``: random ones,
-computed from its logical index (Philox4x32-10; see ``csrc/methods/philox.h``), or an int32 read beside ``x``. One with a state
+A method has at most four gradients. One with words takes something for each element after ``x`` or ``g``: its noise, made of a
+seed and its logical index (``philox``), or 32 bits read beside ``x`` (uint32). Four neighbours share the words of a counter where
+tiles begin at a multiple of four (``Geometry.quads``); elsewhere each element makes its own. One with a state
 takes two, and gives ``(y, first, second)``, which go over ``x`` and the state's two planes.
 """
 
@@ -40,9 +41,10 @@ from fastq.granularity import compute_dtype
 from fastq.ranges import mask_bounds
 
 from .numeric import narrow, widen
+from .philox import noise, noise_of_quads
 
 # The types of kernel arguments, by name; Triton would make a float an fp32 and a small int an i32.
-fp64, i64 = tl.constexpr("fp64"), tl.constexpr("i64")
+fp64, fp32, i64 = tl.constexpr("fp64"), tl.constexpr("fp32"), tl.constexpr("i64")
 
 TILE = 4096
 MOST_ROWS = 512  # each with parameters of its own: with 4096, a thread has those of 16 rows in 255 registers
@@ -107,6 +109,12 @@ class Geometry:
         return triton.cdiv(self.outer * self.channels, self.rows) * self.chunks
 
     @property
+    def quads(self) -> bool:
+        """Every run of a tile begins at a multiple of four elements."""
+        step = self.channels * self.inner if self.columns else self.inner if self.outer * self.channels > 1 else 0
+        return self.block % 4 == 0 and step % 4 == 0
+
+    @property
     def partials(self) -> int:
         if self.columns:
             return triton.cdiv(self.outer, ROW_BLOCK) * self.channels * self.inner
@@ -161,14 +169,26 @@ def _range(qmin, qmax, lower, upper, eps, a, b, c, d, F: tl.constexpr):
 
 
 @triton.jit
-def _words(words, offsets, mask, WORDS: tl.constexpr):
-    """The 32 bits of each element: random for its offset, which is its logical index, or read."""
-    if WORDS == 1:
-        a, b, c, d = tl.randint4x(tl.load(words), offsets // 4)
-        k = offsets % 4
-        return tl.where(k < 2, tl.where(k == 0, a, b), tl.where(k == 2, c, d)).to(tl.uint32, bitcast=True)
-    else:
+def _words(
+    words, offsets, mask, scale, outer, channels, inner, chunks, WORDS: tl.constexpr, NOISE: tl.constexpr, QUADS: tl.constexpr,
+    F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """What each element brings: the noise of its offset, which is its logical index, or the bits that are read."""
+    if WORDS != 1:
         return tl.load(words + offsets, mask=mask, other=0).to(tl.uint32, bitcast=True)
+    elif QUADS:
+        pid = tl.program_id(0).to(tl.int64)
+        if COLUMNS:
+            step = channels * inner
+            blocks = tl.cdiv(step, BLOCK)
+        else:
+            step = inner.to(tl.int64)
+            blocks = chunks
+        counters = ((pid // blocks) * ROWS + tl.arange(0, ROWS))[:, None] * step
+        counters = (counters + (pid % blocks) * BLOCK) // 4 + tl.arange(0, BLOCK // 4)[None, :]
+        return noise_of_quads(counters, tl.load(words), scale, NOISE, ROWS, BLOCK).to(F)
+    else:
+        return noise(offsets, tl.load(words), scale, NOISE).to(F)
 
 
 @triton.jit
@@ -185,9 +205,10 @@ def _parameters(pointers, channel, mask, COLUMNS: tl.constexpr, SHARED: tl.const
 def forward_kernel(
     x, y, words, second, parameters, partial, partials: i64,
     qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, a: fp64, b: fp64, c: fp64, d: fp64,
-    outer: i64, channels: i64, inner, chunks,
+    outer: i64, channels: i64, inner, chunks, noise_scale: fp32,
     PREPARE: tl.constexpr, FORWARD: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, WORDS: tl.constexpr,
-    SHARED: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, BY_BITS: tl.constexpr,
+    NOISE: tl.constexpr, QUADS: tl.constexpr, SHARED: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr, BY_BITS: tl.constexpr,
 ):  # fmt: skip
     r = _range(qmin, qmax, lower, upper, eps, a, b, c, d, F)
     offsets, mask, channel, slot, slot_mask = _tile(outer, channels, inner, chunks, ROWS, BLOCK, COLUMNS)
@@ -196,12 +217,15 @@ def forward_kernel(
     if WORDS == 0:
         result = FORWARD(value, p, r)
     elif WORDS == 3:
-        first = _words(words, offsets, mask, WORDS)
-        result = FORWARD(value, first, _words(second, offsets, mask, WORDS), p, r)
+        first = tl.load(words + offsets, mask=mask, other=0).to(tl.uint32, bitcast=True)
+        result = FORWARD(value, first, tl.load(second + offsets, mask=mask, other=0).to(tl.uint32, bitcast=True), p, r)
         tl.store(words + offsets, result[1].to(tl.int32, bitcast=True), mask=mask)
         tl.store(second + offsets, result[2].to(tl.int32, bitcast=True), mask=mask)
     else:
-        result = FORWARD(value, _words(words, offsets, mask, WORDS), p, r)
+        word = _words(
+            words, offsets, mask, noise_scale, outer, channels, inner, chunks, WORDS, NOISE, QUADS, F, ROWS, BLOCK, COLUMNS
+        )
+        result = FORWARD(value, word, p, r)
     if OUTPUT:
         out = result if SUMS == 0 and WORDS != 3 else result[0]
         tl.store(y + offsets, narrow(out, y.dtype.element_ty, BY_BITS), mask=mask)
@@ -215,9 +239,10 @@ def forward_kernel(
 def backward_kernel(
     x, g, dx, words, parameters, partial, partials: i64,
     qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, a: fp64, b: fp64, c: fp64, d: fp64,
-    outer: i64, channels: i64, inner, chunks,
+    outer: i64, channels: i64, inner, chunks, noise_scale: fp32,
     PREPARE: tl.constexpr, BACKWARD: tl.constexpr, WORDS: tl.constexpr, SHARED: tl.constexpr,
-    F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, BY_BITS: tl.constexpr,
+    NOISE: tl.constexpr, QUADS: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    BY_BITS: tl.constexpr,
 ):  # fmt: skip
     r = _range(qmin, qmax, lower, upper, eps, a, b, c, d, F)
     offsets, mask, channel, slot, slot_mask = _tile(outer, channels, inner, chunks, ROWS, BLOCK, COLUMNS)
@@ -227,7 +252,10 @@ def backward_kernel(
     if WORDS == 0:
         out, terms = BACKWARD(value, gradient, p, r)
     else:
-        out, terms = BACKWARD(value, gradient, _words(words, offsets, mask, WORDS), p, r)
+        word = _words(
+            words, offsets, mask, noise_scale, outer, channels, inner, chunks, WORDS, NOISE, QUADS, F, ROWS, BLOCK, COLUMNS
+        )
+        out, terms = BACKWARD(value, gradient, word, p, r)
     tl.store(dx + offsets, narrow(out, dx.dtype.element_ty, BY_BITS), mask=mask)
     for i in tl.static_range(len(terms)):
         total = tl.sum(tl.where(mask, terms[i], 0.0), axis=0 if COLUMNS else 1)
@@ -357,7 +385,7 @@ def _bits(shared: tuple[bool, ...]) -> int:
 def _forward(
     method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...], qmin: float, qmax: float, axis: int, group_size: int,
     eps: float, boundary: int, constants: tuple[float, ...], words: torch.Tensor | None, shared: tuple[bool, ...],
-    total: bool = False,
+    total: bool = False, noise: tuple[int, float] = (0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     dense = _dense(x, bool(group_size) or method.word == "noise")
     y = torch.empty_like(dense) if method.output else dense
@@ -372,9 +400,9 @@ def _forward(
             forward_kernel[(shape.programs,)](
                 dense, y, held, held, tuple(p.contiguous() for p in parameters), partial, shape.partials,
                 float(qmin), float(qmax), lower, upper, eps, *_constants(constants),
-                shape.outer, shape.channels, shape.inner, shape.chunks,
+                shape.outer, shape.channels, shape.inner, shape.chunks, noise[1],
                 PREPARE=method.prepare, FORWARD=method.forward, SUMS=method.sums, OUTPUT=method.output, WORDS=method.words,
-                SHARED=_bits(shared), **_options(method, x, shape),
+                NOISE=noise[0], QUADS=shape.quads, SHARED=_bits(shared), **_options(method, x, shape),
             )  # fmt: skip
             if sums is not None:
                 count, a, s, block = shape.sums(total)
@@ -400,9 +428,9 @@ def run_in_place(
         forward_kernel[(shape.programs,)](
             dense, dense, *laid_out, tuple(p.contiguous() for p in parameters), dense, shape.partials,
             float(qmin), float(qmax), 0.0, 0.0, eps, *_constants(constants),
-            shape.outer, shape.channels, shape.inner, shape.chunks,
-            PREPARE=method.prepare, FORWARD=method.forward, SUMS=0, OUTPUT=True, WORDS=method.words, SHARED=0,
-            **_options(method, x, shape),
+            shape.outer, shape.channels, shape.inner, shape.chunks, 1.0,
+            PREPARE=method.prepare, FORWARD=method.forward, SUMS=0, OUTPUT=True, WORDS=method.words, NOISE=0,
+            QUADS=False, SHARED=0, **_options(method, x, shape),
         )  # fmt: skip
     for home, changed in ((x, dense), *zip(planes, laid_out, strict=True)):
         if changed is not home:
@@ -413,9 +441,12 @@ def run_forward(
     method: Method, x: torch.Tensor, parameters: tuple[torch.Tensor, ...],
     qmin: int, qmax: int, axis: int, group_size: int, eps: float, *, boundary: int = 0,
     constants: tuple[float, ...] = (), words: torch.Tensor | None = None, shared: tuple[bool, ...] = (),
+    noise: tuple[int, float] = (0, 1.0),
 ) -> torch.Tensor:  # fmt: skip
-    """``y``, with the layout of ``x``. ``words``: the seed, or what is read beside ``x``; ``shared``: parameters of one element."""
-    return _forward(method, x, parameters, qmin, qmax, axis, group_size, eps, boundary, constants, words, shared)[0]
+    """``y``, with the layout of ``x``. ``words``: the seed, or what is read beside ``x``; ``shared``: parameters of one element;
+    ``noise``: its kind and scale."""
+    where = (qmin, qmax, axis, group_size, eps, boundary)
+    return _forward(method, x, parameters, *where, constants, words, shared, noise=noise)[0]
 
 
 def run_forward_sums(
@@ -431,6 +462,7 @@ def run_backward(
     method: Method, grad: torch.Tensor, x: torch.Tensor, parameters: tuple[torch.Tensor, ...],
     qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int, scales: tuple[float, ...], *,
     constants: tuple[float, ...] = (), words: torch.Tensor | None = None, shared: tuple[bool, ...] = (),
+    noise: tuple[int, float] = (0, 1.0),
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
     """``dx``, with the layout of ``x``, and the gradients of the first parameters, each multiplied by its scale."""
     dense = _dense(x, bool(group_size) or method.word == "noise")
@@ -447,9 +479,9 @@ def run_backward(
         backward_kernel[(shape.programs,)](
             dense, _like(grad, dense), dx, beside, held, partial, shape.partials,
             float(qmin), float(qmax), lower, upper, eps, *_constants(constants),
-            shape.outer, shape.channels, shape.inner, shape.chunks,
+            shape.outer, shape.channels, shape.inner, shape.chunks, noise[1],
             PREPARE=method.prepare, BACKWARD=method.backward, WORDS=method.words, SHARED=_bits(shared),
-            **_options(method, x, shape),
+            NOISE=noise[0], QUADS=shape.quads, **_options(method, x, shape),
         )  # fmt: skip
         for i, gradient in enumerate(gradients):
             one = i < len(shared) and shared[i]

@@ -49,6 +49,8 @@ struct Call {
   const int32_t* words;                   // Word::memory: in the layout of x
   uint32_t* state[2];                     // Word::state: in the layout of x, changed
   const int64_t* seed;                    // Word::noise: the key; x is contiguous then, and its order the logical one
+  Noise noise;                            // its kind
+  float noise_scale;
   const void* parameter[kMaxParameters];  // as the user gave them: fp32, or fp64 for fp64 x
   bool shared[kMaxParameters];            // one element for all channels
   void* prepared[kMaxPrepared];           // columns: one value per column of a row, in the arithmetic type

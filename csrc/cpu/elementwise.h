@@ -9,8 +9,8 @@
 #include <type_traits>
 
 #include "../methods/numeric.h"
-#include "../methods/philox.h"
 #include "call.h"
+#include "philox.h"
 #include "vector.h"
 
 namespace fastq {
@@ -21,7 +21,7 @@ struct Elementwise {
   using T = typename S::Element;
   using F = typename S::F;
   using V = typename S::V;
-  using W = typename Words<V>::type;
+  using W = std::conditional_t<M::kWord == Word::noise, V, typename Words<V>::type>;
   using D = typename Wide<V>::type;
   static constexpr int kPrepared = M::kPrepared;
   static constexpr int kGradients = M::kGradients;
@@ -57,22 +57,32 @@ struct Elementwise {
   static constexpr bool kState = M::kWord == Word::state;
   using Beside = std::conditional_t<kState, Planes, const uint32_t*>;  // what an element has beside x
 
-  // The words of a run of at most kChunk elements.
+  // The words of runs of at most kChunk elements. Noise is made for as many as `ahead` elements at once where a run has
+  // fewer: what lies behind it is kept for the next ones.
   struct Bits {
-    uint32_t computed[M::kWord == Word::noise ? kChunk + 8 : 1];
+    uint32_t room[M::kWord == Word::noise ? noise_room(kChunk) : 1];
+    const uint32_t* made = nullptr;
+    int64_t first = 0, last = 0;
 
-    FASTQ_HD Beside of(const Call& c, int64_t begin, int64_t n) {
+    FASTQ_HD Beside of(const Call& c, int64_t begin, int64_t n, int64_t ahead) {
       if constexpr (kState) return {c.state[0] + begin, c.state[1] + begin};
       if constexpr (M::kWord == Word::memory) return reinterpret_cast<const uint32_t*>(c.words) + begin;
       if constexpr (M::kWord == Word::noise) {
-        const uint64_t key = uint64_t(*c.seed);
-        for (int64_t counter = begin / 4; counter * 4 < begin + n; ++counter)
-          philox(uint64_t(counter), key, computed + (counter - begin / 4) * 4);
-        return computed + begin % 4;
+        if (begin < first || begin + n > last) {
+          first = begin;
+          const int64_t rest = c.geometry.numel() - begin, more = rest < ahead ? rest : ahead;
+          last = begin + (n < more ? more : n);
+          made = fill_noise({c.noise, c.noise_scale, uint64_t(*c.seed)}, first, last - first, room);
+        }
+        return made + (begin - first);
       }
       return {};
     }
   };
+  // Short runs follow each other in memory: at most one in eight is made twice. A column block takes a few elements of
+  // each row: only those of narrow rows are made together.
+  FASTQ_HD static int64_t ahead_of_run(int64_t n) { return n <= kChunk / 8 ? kChunk : 0; }
+  FASTQ_HD static int64_t ahead_of_column(int64_t width) { return width <= 2 * kLanes ? kChunk : 0; }
   FASTQ_HD static Beside after(Beside words, int64_t n) {
     if constexpr (kState)
       return {words.first + n, words.second + n};
@@ -87,6 +97,8 @@ struct Elementwise {
       if constexpr (kState) {
         word[0] = Words<V>::load(from.first + k * kWidth);
         word[1] = Words<V>::load(from.second + k * kWidth);
+      } else if constexpr (M::kWord == Word::noise) {
+        word[0] = Words<V>::number(from + k * kWidth);
       } else if constexpr (M::kWord != Word::none) {
         word[0] = Words<V>::load(from + k * kWidth);
       }
@@ -280,7 +292,7 @@ struct Elementwise {
     if (!c.geometry.columns()) {
       each_chunk(c, begin, end, [&](int64_t t, int64_t at, int64_t n, const V* p, const Range<F>& r) {
         double sums[kSums];
-        forward_run(x + at, y + at, bits.of(c, at, n), n, p, r, sums);
+        forward_run(x + at, y + at, bits.of(c, at, n, ahead_of_run(n)), n, p, r, sums);
         for (int i = 0; i < kForwardSums; ++i) static_cast<double*>(c.partial[i])[t] = sums[i];
       });
       return;
@@ -295,12 +307,12 @@ struct Elementwise {
         for (; w + kLanes <= width; w += kLanes) {
           const int64_t at = row * width + w;
           load_columns(c, w, p);
-          forward_block<kPrepared>(x + at, y + at, bits.of(c, at, kLanes), p, r, nullptr);
+          forward_block<kPrepared>(x + at, y + at, bits.of(c, at, kLanes, kChunk), p, r, nullptr);
         }
         if (w < width) {
           const int64_t at = row * width + w, n = width - w;
           load_columns(c, w, p);
-          Tail(x + at, bits.of(c, at, n), n).template forward<kPrepared>(y + at, n, p, r, nullptr);
+          Tail(x + at, bits.of(c, at, n, kChunk), n).template forward<kPrepared>(y + at, n, p, r, nullptr);
         }
       }
     } else {
@@ -309,7 +321,7 @@ struct Elementwise {
           D sums[kSums][kVectors] = {};
           for (int64_t row = first; row < last; ++row) {
             const int64_t at = row * width + w;
-            const Beside words = bits.of(c, at, n);
+            const Beside words = bits.of(c, at, n, ahead_of_column(width));
             if (n == kLanes)
               forward_block<kPrepared>(x + at, y + at, words, p, r, sums);
             else
@@ -329,7 +341,7 @@ struct Elementwise {
     if (!c.geometry.columns()) {
       each_chunk(c, begin, end, [&](int64_t t, int64_t at, int64_t n, const V* p, const Range<F>& r) {
         F sums[kTerms];
-        backward_run(x + at, g + at, dx + at, bits.of(c, at, n), n, p, r, sums);
+        backward_run(x + at, g + at, dx + at, bits.of(c, at, n, ahead_of_run(n)), n, p, r, sums);
         for (int i = 0; i < kGradients; ++i) static_cast<F*>(c.partial[i])[t] = sums[i];
       });
       return;
@@ -342,12 +354,13 @@ struct Elementwise {
         if (n == kLanes) {
           for (int64_t row = first; row < last; ++row) {
             const int64_t at = row * width + w;
-            backward_block<kPrepared>(x + at, g + at, dx + at, bits.of(c, at, n), p, r, sums);
+            backward_block<kPrepared>(x + at, g + at, dx + at, bits.of(c, at, n, ahead_of_column(width)), p, r, sums);
           }
         } else {
           for (int64_t row = first; row < last; ++row) {
             const int64_t at = row * width + w;
-            Tail(x + at, bits.of(c, at, n), n).template backward<kPrepared>(g + at, dx + at, n, p, r, sums);
+            const Beside words = bits.of(c, at, n, ahead_of_column(width));
+            Tail(x + at, words, n).template backward<kPrepared>(g + at, dx + at, n, p, r, sums);
           }
         }
         for (int i = 0; i < kGradients; ++i)

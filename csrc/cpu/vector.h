@@ -29,6 +29,7 @@ typedef double F64 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
 typedef int32_t I32 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
 typedef uint32_t U32 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
 typedef uint64_t U64 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
+typedef float F32Half __attribute__((vector_size(FASTQ_VECTOR_BYTES / 2)));
 typedef uint32_t U32Half __attribute__((vector_size(FASTQ_VECTOR_BYTES / 2)));
 typedef uint16_t U16 __attribute__((vector_size(FASTQ_VECTOR_BYTES / 2)));
 
@@ -87,19 +88,21 @@ struct Integers<F32> {
   FASTQ_HD static F32 value(I32 i) { return __builtin_convertvector(i, F32); }
 };
 
-// A word for each lane of V, in unsigned integers of its width.
+// A word for each lane of V, in unsigned integers of its width; or the number that is the float of its bits.
 template <class V>
 struct Words;
 template <>
 struct Words<F32> {
   using type = U32;
   FASTQ_HD static U32 load(const uint32_t* p) { return load_bits<U32>(p); }
+  FASTQ_HD static F32 number(const uint32_t* p) { return load_bits<F32>(p); }
   FASTQ_HD static void store(uint32_t* p, U32 w) { store_bits(p, w); }
 };
 template <>
 struct Words<F64> {
   using type = U64;
   FASTQ_HD static U64 load(const uint32_t* p) { return __builtin_convertvector(load_bits<U32Half>(p), U64); }
+  FASTQ_HD static F64 number(const uint32_t* p) { return __builtin_convertvector(load_bits<F32Half>(p), F64); }
   FASTQ_HD static void store(uint32_t* p, U64 w) { store_bits(p, __builtin_convertvector(w, U32Half)); }
 };
 

@@ -46,6 +46,8 @@ struct Work {
   const int32_t* words;
   uint32_t* state[2];
   const int64_t* seed;
+  Noise noise;
+  float noise_scale;
   const void* parameter[kMaxParameters];
   bool shared[kMaxParameters];
   void* partial[kMaxSums];
@@ -132,8 +134,8 @@ struct Tile {
     return int(geometry.inner >= kPart ? 1 : smaller(kPart / geometry.inner, kMaxRows));
   }
   static Job job(const Call& c) {
-    Job job = {
-        c.geometry, tile_rows(c.geometry), c.x, c.g, c.out, c.words, {c.state[0], c.state[1]}, c.seed, {}, {}, {}, {}};
+    Job job = {c.geometry, tile_rows(c.geometry), c.x, c.g, c.out, c.words, {c.state[0], c.state[1]}, c.seed, c.noise,
+               c.noise_scale, {}, {}, {}, {}};
     for (int i = 0; i < M::kParameters; ++i) {
       job.parameter[i] = c.parameter[i];
       job.shared[i] = c.shared[i];
@@ -270,39 +272,51 @@ struct Tile {
     return loaded;
   }
 
-  // The words of an element. Random ones are those of the four that share a counter, kept while neighbours ask for
-  // them.
-  struct Bits {
-    int64_t counter = -1;
-    uint32_t computed[4];
+  // What an element brings beside x: words, or its noise.
+  using W = std::conditional_t<M::kWord == Word::noise, F, uint32_t>;
 
-    FASTQ_HD void load(const Job& job, int64_t offset, bool exists, uint32_t* word) {
+  struct Bits {
+    FASTQ_HD static void load(const Job& job, int64_t offset, bool exists, W* word) {
       if constexpr (M::kWord == Word::memory) word[0] = exists ? uint32_t(job.words[offset]) : 0u;
       if constexpr (M::kWord == Word::state) {
         word[0] = exists ? job.state[0][offset] : 0u;
         word[1] = exists ? job.state[1][offset] : 0u;
       }
-      if constexpr (M::kWord == Word::noise) {
-        if (offset / 4 != counter) {
-          counter = offset / 4;
-          philox(uint64_t(counter), uint64_t(*job.seed), computed);
+      if constexpr (M::kWord == Word::noise)
+        word[0] = F(noise_at(job.noise, job.noise_scale, uint64_t(offset), uint64_t(*job.seed)));
+    }
+    // The noise of a whole piece: four neighbours share the words of a counter. (Two fp64 are half of that.)
+    FASTQ_HD static void load_piece(const Job& job, int64_t offset, W* noise) {
+      if constexpr (M::kWord == Word::noise && kVector >= 4) {
+        const uint64_t key = uint64_t(*job.seed);
+#pragma unroll
+        for (int e = 0; e < kVector; e += 4) {
+          float four[4];
+          noise_of(job.noise, job.noise_scale, uint64_t(offset + e) / 4, key, four);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) noise[e + i] = F(four[i]);
         }
-        const int k = int(offset % 4);
-        word[0] = k < 2 ? (k == 0 ? computed[0] : computed[1]) : (k == 2 ? computed[2] : computed[3]);
+      } else if constexpr (M::kWord == Word::noise) {
+#pragma unroll
+        for (int e = 0; e < kVector; ++e) load(job, offset + e, true, noise + e);
       }
     }
-    FASTQ_HD static void keep(const Job& job, int64_t offset, bool exists, const uint32_t* word) {
+    FASTQ_HD static void keep(const Job& job, int64_t offset, bool exists, const W* word) {
       if constexpr (M::kWord == Word::state) {
         if (exists) job.state[0][offset] = word[0], job.state[1][offset] = word[1];
       }
     }
   };
 
-  FASTQ_HD T element(const Job& job, Shared& shared, Bits& bits, int part, int position, T x, T g, F* values) const {
-    uint32_t word[2] = {};
-    if constexpr (M::kWord != Word::none) {
+  // `noise` is that of the element where a piece's has been made, else null.
+  FASTQ_HD T element(const Job& job, Shared& shared, const W* noise, int part, int position, T x, T g,
+                     F* values) const {
+    W word[2] = {};
+    if (noise != nullptr) {
+      word[0] = *noise;
+    } else if constexpr (M::kWord != Word::none) {
       const Place p = place(position);
-      bits.load(job, p.offset, p.exists, word);
+      Bits::load(job, p.offset, p.exists, word);
     }
     if constexpr (kWalk != Walk::chunks) {
       const Place p = place(position);
@@ -312,13 +326,13 @@ struct Tile {
     }
     if constexpr (kBackward) {
       F terms[kSome];
-      const F dx = apply_backward<M, F, uint32_t, F>(S::load(x), S::load(g), word, values, job.range, terms);
+      const F dx = apply_backward<M, F, W, F>(S::load(x), S::load(g), word, values, job.range, terms);
 #pragma unroll
       for (int i = 0; i < kSums; ++i) shared.term[i][position - part] = terms[i];
       return S::store(dx);
     } else {
       double sums[kSome];
-      const F y = apply_forward<M, F, uint32_t, F>(S::load(x), word, values, job.range, sums);
+      const F y = apply_forward<M, F, W, F>(S::load(x), word, values, job.range, sums);
       if constexpr (M::kWord == Word::state) {
         const Place p = place(position);
         Bits::keep(job, p.offset, p.exists, word);
@@ -334,20 +348,23 @@ struct Tile {
   FASTQ_HD void compute(const Job& job, Shared& shared, int part, int thread, int piece, const Piece<T>& x,
                         const Piece<T>& g, F* values) const {
     T* to = static_cast<T*>(job.out);
-    Bits bits;
     if constexpr (kVectors) {
       const int position = position_of<true>(part, thread, piece, 0);
       if (!whole<true>(position)) return;
       Piece<T> out;
+      constexpr bool kNoise = M::kWord == Word::noise;
+      [[maybe_unused]] W noise[kNoise ? kVector : 1];
+      Bits::load_piece(job, place(position).offset, noise);
 #pragma unroll
       for (int e = 0; e < kVector; ++e)
-        out.element[e] = element(job, shared, bits, part, position + e, x.element[e], g.element[e], values);
+        out.element[e] = element(job, shared, kNoise ? noise + e : nullptr, part, position + e, x.element[e],
+                                 g.element[e], values);
       if constexpr (kBackward || M::kOutput) store_piece(to + place(position).offset, out);
     } else {
 #pragma unroll
       for (int e = 0; e < kBatch; ++e) {
         const int position = position_of<false>(part, thread, piece, e);
-        const T out = element(job, shared, bits, part, position, x.element[e], g.element[e], values);
+        const T out = element(job, shared, nullptr, part, position, x.element[e], g.element[e], values);
         const Place p = place(position);
         if ((kBackward || M::kOutput) && p.exists) to[p.offset] = out;
       }
@@ -362,8 +379,7 @@ struct Tile {
       const T x = load_element(static_cast<const T*>(job.x) + offset);
       T g = {};
       if constexpr (kBackward) g = load_element(static_cast<const T*>(job.g) + offset);
-      Bits bits;
-      const T out = element(job, shared, bits, part, position, x, g, values);
+      const T out = element(job, shared, nullptr, part, position, x, g, values);
       if constexpr (kBackward || M::kOutput) static_cast<T*>(job.out)[offset] = out;
     }
   }
@@ -399,7 +415,9 @@ struct Tile {
   }
 
   FASTQ_HD bool all_aligned(const Job& job) const {
-    const bool steps = kWalk != Walk::columns || stride % kVector == 0;
+    // Pieces of noise begin where its counters do.
+    constexpr int64_t kQuad = M::kWord == Word::noise && kVector >= 4 ? 4 : 1;
+    const bool steps = (kWalk != Walk::columns || stride % kVector == 0) && at % kQuad == 0;
     return steps && aligned(static_cast<const T*>(job.x) + at) && aligned(static_cast<T*>(job.out) + at) &&
            (!kBackward || aligned(static_cast<const T*>(job.g) + at));
   }

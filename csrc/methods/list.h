@@ -30,6 +30,10 @@
   X(lsq, LSQ<false>)      \
   X(lsq_offset, LSQ<true>)
 
+#define FASTQ_NOISE_QUANT(X)             \
+  X(noise_quant, NoiseQuant<false>)      \
+  X(noise_quant_clipped, NoiseQuant<true>)
+
 #define FASTQ_OSCILLATION(X) X(oscillation, OscillationStep)
 
 #define FASTQ_PACT(X)                        \
@@ -43,6 +47,11 @@
   X(qil_weight, QIL<Transforms::weight>)         \
   X(qil_power, QIL<Transforms::weight_by_power>)
 
+#define FASTQ_TEMPERED(X)                            \
+  X(tempered, Tempered<Reading::noise>)              \
+  X(tempered_gradient, Tempered<Reading::gradient>)  \
+  X(tempered_still, Tempered<Reading::still>)
+
 #define FASTQ_METHODS(X) \
   FASTQ_AFFINE(X) \
   FASTQ_CHANNEL_ERROR(X) \
@@ -51,9 +60,11 @@
   FASTQ_EWGS(X) \
   FASTQ_FROZEN_LSQ(X) \
   FASTQ_LSQ(X) \
+  FASTQ_NOISE_QUANT(X) \
   FASTQ_OSCILLATION(X) \
   FASTQ_PACT(X) \
   FASTQ_QIL(X) \
+  FASTQ_TEMPERED(X) \
   /* a new one above */
 // clang-format on
 

@@ -29,9 +29,13 @@ struct Range {
   F constant[kMaxConstants];
 };
 
-// 32 bits that an element may bring beside x: none; random ones, computed from its logical index (philox.h); or read
-// from an array of int32 in the layout of x. Or a state of its own: two arrays of int32, read and written.
+// What an element may bring beside x: nothing; a random number of the arithmetic type, made of its logical index and of
+// a seed, in fp32 (philox.h); 32 bits, read from an array of int32 in the layout of x; or a state of its own: two such
+// arrays, read and written.
 enum class Word { none, noise, memory, state };
+
+// How random numbers are distributed; each is multiplied by a scale of the call.
+enum class Noise : int32_t { uniform, rademacher, normal };  // on +-1/2, +-1, N(0, 1)
 
 // What a method is unless it says otherwise.
 struct Quantizer {

@@ -215,6 +215,7 @@ void check_word(const Arguments& a, const Tensor& x) {
     FASTQ_CHECK(a.seed->scalar_type() == ScalarType::Long, "seed must be int64, got ", a.seed->scalar_type());
     FASTQ_CHECK(a.seed->device() == x.device(), "seed must be on the device of x");
     FASTQ_CHECK(a.seed->numel() == 1, "seed must have one element, got shape ", shape_of(*a.seed));
+    FASTQ_CHECK(0 <= a.noise && a.noise <= int64_t(Noise::normal), "noise must be 0, 1 or 2, got ", a.noise);
   }
 }
 
@@ -244,7 +245,11 @@ Prepared prepare(const Runner& runner, const Arguments& a, const Tensor& x, cons
     p.keep.push_back(in_layout_of(*a.words, p.x));
     c.words = static_cast<const int32_t*>(p.keep.back().const_data_ptr());
   }
-  if (a.word == Word::noise) c.seed = static_cast<const int64_t*>(a.seed->const_data_ptr());
+  if (a.word == Word::noise) {
+    c.seed = static_cast<const int64_t*>(a.seed->const_data_ptr());
+    c.noise = Noise(a.noise);
+    c.noise_scale = float(a.noise_scale);
+  }
 
   Geometry& geometry = c.geometry;
   const int64_t numel = x.numel();

@@ -40,6 +40,8 @@ struct Arguments {
   bool shared[kMaxParameters] = {};      // a parameter of one element, whatever the granularity
   std::optional<Tensor> words = {};      // Word::memory: int32, of the shape of x
   std::optional<Tensor> seed = {};       // Word::noise: int64, one element
+  int64_t noise = 0;                     // its kind, as enum Noise numbers them
+  double noise_scale = 1.0;
   bool total = false;                    // the sums of the forward pass are those of all channels together
   bool output = true;                    // y is wanted; M::kOutput says so, too
 };

@@ -9,10 +9,12 @@
 #include "foreach.h"
 #include "frozen_lsq.h"
 #include "lsq.h"
+#include "noise_quant.h"
 #include "oscillation.h"
 #include "pact.h"
 #include "qil.h"
 #include "sat.h"
+#include "tempered.h"
 
 namespace fastq {
 
@@ -42,6 +44,10 @@ void implement_operators(Library& m) {
   m.impl("dsq_backward", TORCH_BOX(&dsq_backward<runner>));
   m.impl("sat_forward", TORCH_BOX(&sat_forward<runner>));
   m.impl("sat_backward", TORCH_BOX(&sat_backward<runner>));
+  m.impl("noise_quant_forward", TORCH_BOX(&noise_quant_forward<runner>));
+  m.impl("noise_quant_backward", TORCH_BOX(&noise_quant_backward<runner>));
+  m.impl("tempered_forward", TORCH_BOX(&tempered_forward<runner>));
+  m.impl("tempered_backward", TORCH_BOX(&tempered_backward<runner>));
 }
 
 }  // namespace fastq

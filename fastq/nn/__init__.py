@@ -4,10 +4,12 @@ from .channel_error import ChannelError
 from .direct import DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight
 from .ewgs import EWGS, hessian_delta, set_hessian_deltas
 from .layers import QUANTIZED, QuantConv1d, QuantConv2d, QuantLinear
+from .noise_quant import NoiseQuant
 from .oscillation import OscillationLSQ, step_oscillations_
 from .pact import PACT
 from .qil import QIL
 from .quantizer import LSQ
+from .tempered import Tempered
 
 __all__ = [
     "EWGS",
@@ -21,10 +23,12 @@ __all__ = [
     "DirectLinear",
     "DirectOptimizer",
     "DirectWeight",
+    "NoiseQuant",
     "OscillationLSQ",
     "QuantConv1d",
     "QuantConv2d",
     "QuantLinear",
+    "Tempered",
     "hessian_delta",
     "set_hessian_deltas",
     "step_oscillations_",

@@ -59,27 +59,28 @@ class LSQ(nn.Module):
         boundary: str = "open", grad_scale: float | str = "lsq", offset_grad_scale: float = 1.0, eps: float = 1e-8,
     ) -> None:  # fmt: skip
         super().__init__()
+        name = type(self).__name__
         if init not in INITIALIZERS:
-            raise ValueError(f"LSQ: init must be one of {', '.join(INITIALIZERS)}, got {init!r}")
+            raise ValueError(f"{name}: init must be one of {', '.join(INITIALIZERS)}, got {init!r}")
         if boundary not in BOUNDARIES:
-            raise ValueError(f"LSQ: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+            raise ValueError(f"{name}: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
         if axis is not None and group_size is not None:
-            raise ValueError(f"LSQ: axis={axis} and group_size={group_size} exclude each other; give one of them")
-        for name, value in (("axis", axis), ("group_size", group_size)):
+            raise ValueError(f"{name}: axis={axis} and group_size={group_size} exclude each other; give one of them")
+        for what, value in (("axis", axis), ("group_size", group_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise TypeError(f"LSQ: {name} must be an int or None, got {value!r}")
+                raise TypeError(f"{name}: {what} must be an int or None, got {value!r}")
         if group_size is not None and group_size < 1:
-            raise ValueError(f"LSQ: group_size must be at least 1, got {group_size}")
-        integer_range("LSQ", bits, bool(signed), narrow and signed is not None)
-        gradient_factor(grad_scale, "LSQ")
+            raise ValueError(f"{name}: group_size must be at least 1, got {group_size}")
+        integer_range(name, bits, bool(signed), narrow and signed is not None)
+        gradient_factor(grad_scale, name)
         if not eps > 0:
-            raise ValueError(f"LSQ: eps must be positive, got {eps}")
+            raise ValueError(f"{name}: eps must be positive, got {eps}")
         self.bits, self.narrow, self.axis, self.group_size, self.init = bits, narrow, axis, group_size, init
         self.boundary, self.grad_scale, self.offset_grad_scale, self.eps = boundary, grad_scale, offset_grad_scale, eps
         self.step = nn.Parameter(torch.ones(shape, dtype=torch.float32))
         self.offset = nn.Parameter(torch.zeros(shape, dtype=torch.float32)) if offset else None
         if axis is None and group_size is None and self.step.numel() != 1:
-            raise ValueError(f"LSQ: shape must be of one element without axis and group_size, got {tuple(self.step.shape)}")
+            raise ValueError(f"{name}: shape must be of one element without axis and group_size, got {tuple(self.step.shape)}")
         self.decides_sign = signed is None
         # not bool: torch.optim.swa_utils subtracts buffers, which bool tensors refuse
         self.register_buffer("initialized", torch.tensor(False, dtype=torch.uint8))
@@ -98,7 +99,7 @@ class LSQ(nn.Module):
 
     def _range(self, signed: bool | None = None) -> tuple[int, int]:
         signed = self._signed if signed is None else signed
-        return integer_range("LSQ", self.bits, signed, self.narrow and signed)
+        return integer_range(type(self).__name__, self.bits, signed, self.narrow and signed)
 
     def initialize(self, x: torch.Tensor, *, synchronize: bool = True) -> None:
         """Set step and offset from ``x``; with ``synchronize`` in a process group all ranks must call, and get the same.
@@ -106,11 +107,12 @@ class LSQ(nn.Module):
         Nothing happens on the meta device, which has no values, nor where ``x`` is empty (on all ranks). Raises ``TypeError`` or
         ``ValueError`` where ``x`` does not fit the quantizer, and then leaves it as it was.
         """
-        check_input("LSQ", x)
-        needed = parameter_shape(x, *normalize_axis("LSQ", x, self.axis, self.group_size))
+        name = type(self).__name__
+        check_input(name, x)
+        needed = parameter_shape(x, *normalize_axis(name, x, self.axis, self.group_size))
         if (self.step.numel() != 1) if needed == () else tuple(self.step.shape) != needed:
             raise ValueError(
-                f"LSQ: step must have shape {needed or (1,)} for x of shape {tuple(x.shape)}, got {tuple(self.step.shape)}"
+                f"{name}: step must have shape {needed or (1,)} for x of shape {tuple(x.shape)}, got {tuple(self.step.shape)}"
             )
         if x.is_meta:
             return
@@ -142,11 +144,15 @@ class LSQ(nn.Module):
             self.initialized.fill_(True)
         self._initialized, self._signed = True, signed
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _ready(self, x: torch.Tensor) -> None:
+        """Before a forward pass: the first batch, unless a loaded or averaged state says that it has been."""
         if not self._initialized:
             _read_buffers(self)  # DDP, averaging and the like write into buffers and tell nobody
             if not self._initialized:
                 self.initialize(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._ready(x)
         step, offset = self._parameters_for(x)
         return lsq(
             x, step, bits=self._range(), offset=offset, axis=self.axis, group_size=self.group_size,
@@ -154,7 +160,7 @@ class LSQ(nn.Module):
         )  # fmt: skip
 
     def _parameters_for(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        check_input("LSQ", x)
+        check_input(type(self).__name__, x)
         dtype = compute_dtype(x)
         if self.step.dtype == dtype:
             return self.step, self.offset
@@ -169,9 +175,13 @@ class LSQ(nn.Module):
         if not self._initialized:
             _read_buffers(self)
             if not self._initialized:
-                raise RuntimeError("LSQ: codes() of a quantizer that has seen no batch, and so has no step yet; run one through it")
+                raise RuntimeError(
+                    f"{type(self).__name__}: codes() of a quantizer that has seen no batch, and so has no step yet; "
+                    "run one through it"
+                )
         step, offset = self._parameters_for(x)
-        check("LSQ", x, step, offset, *normalize_axis("LSQ", x, self.axis, self.group_size))
+        name = type(self).__name__
+        check(name, x, step, offset, *normalize_axis(name, x, self.axis, self.group_size))
         return codes(x, step, offset, self.qmin, self.qmax, self.axis, self.group_size, self.eps)
 
     def effective_step(self) -> torch.Tensor:

@@ -14,10 +14,12 @@ from .ewgs import ewgs
 from .foreach import foreach_dampening, foreach_lsq, foreach_oscillation_step_
 from .frozen_lsq import frozen_lsq
 from .lsq import lsq
+from .noise_quant import noise_quant
 from .oscillation import oscillation_step_
 from .pact import pact
 from .qil import qil
 from .sat import sat_weight
+from .tempered import tempered, tempering_decay
 
 __all__ = [
     "ChannelStats",
@@ -37,8 +39,11 @@ __all__ = [
     "foreach_oscillation_step_",
     "frozen_lsq",
     "lsq",
+    "noise_quant",
     "oscillation_step_",
     "pact",
     "qil",
     "sat_weight",
+    "tempered",
+    "tempering_decay",
 ]

@@ -14,10 +14,12 @@ from .ewgs import ewgs, ewgs_surrogate
 from .foreach import foreach_dampening, foreach_lsq, foreach_oscillation_step_
 from .frozen_lsq import frozen_lsq, frozen_lsq_surrogate
 from .lsq import lsq, lsq_surrogate
+from .noise_quant import noise_quant
 from .oscillation import OscillationTrace, oscillation_step_
 from .pact import pact, pact_surrogate
 from .qil import qil, qil_surrogate
 from .sat import sat_weight, sat_weight_surrogate
+from .tempered import tempered, tempered_surrogate
 
 __all__ = [
     "OscillationTrace",
@@ -43,6 +45,7 @@ __all__ = [
     "frozen_lsq_surrogate",
     "lsq",
     "lsq_surrogate",
+    "noise_quant",
     "oscillation_step_",
     "pact",
     "pact_surrogate",
@@ -50,4 +53,6 @@ __all__ = [
     "qil_surrogate",
     "sat_weight",
     "sat_weight_surrogate",
+    "tempered",
+    "tempered_surrogate",
 ]

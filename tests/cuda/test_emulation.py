@@ -375,3 +375,29 @@ def test_sat_has_the_bits_of_the_cpu(emulated: Any, shape: tuple[int, ...], dtyp
             for through_max in (True, False):
                 a, b = (space.sat_backward(g, weight, *theirs[1:], through_max) for space in (emulated, torch.ops.fastq))
                 assert same_bits(a, b), arguments
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "name", ["chunks and a ragged end", "rows 7x7", "groups of 5", "columns", "columns, three", "columns, odd width"]
+)
+@torch.no_grad()
+def test_noise_has_the_bits_of_the_cpu(emulated: Any, name: str, dtype: torch.dtype) -> None:
+    """Aligned and not, every kind: pieces that share a counter's words, and elements that make their own."""
+    cpu, seed = torch.ops.fastq, torch.tensor([-(2**40) - 5])
+    for shift in (0, 1):
+        x, g, step, _, axis, group = inputs(name, dtype, offset=False, shift=shift, special=shift == 1)
+        for kind in range(3):
+            how = (-8, 7, axis, group, 1e-8)
+            for backend in ("tempered", "noise_quant"):
+                if backend == "tempered":
+                    forward: tuple[Any, ...] = (x, step, step * 2, seed, *how, kind, 0.7, kind)
+                    backward = [(g, *forward, reading, 0.25, 1, 0.75) for reading in range(3)]
+                else:
+                    forward = (x, step, seed, *how, kind == 1, kind)
+                    backward = [(g, *forward, 0.25, 1)]
+                assert same_bits(getattr(emulated, f"{backend}_forward")(*forward), getattr(cpu, f"{backend}_forward")(*forward))
+                for arguments in backward:
+                    ours = getattr(emulated, f"{backend}_backward")(*arguments)
+                    theirs = getattr(cpu, f"{backend}_backward")(*arguments)
+                    assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True)), (backend, kind, shift)

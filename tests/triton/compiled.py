@@ -106,11 +106,14 @@ def main(capability: int, storages: list[str], everything: bool) -> None:
             parameters = tuple(f"*{arithmetic}" for _ in range(method.parameters))
             scalars: dict[str, Any] = dict.fromkeys(("qmin", "qmax", "lower", "upper", "eps", *"abcd"), "fp64")
             scalars |= {"outer": "i64", "channels": "i64", "inner": "i32", "chunks": "i32", "partials": "i64"}
+            scalars["noise_scale"] = "fp32"
             # the narrow tiles differ in registers alone, so one dtype shows them
             tiles = list(TILES.items())[: None if storage == "fp32" else WIDE]
             for name, (rows, block, columns) in tiles if number < 2 else [tiles[0], tiles[2]]:
                 common = {"PREPARE": method.prepare, "F": F, "ROWS": rows, "BLOCK": block, "COLUMNS": columns, "BY_BITS": False,
                           "WORDS": method.words, "SHARED": 0}  # fmt: skip
+                # random numbers: the cheapest, four for a counter; and in columns the dearest, each by itself
+                common |= {"NOISE": 2 if columns else 0, "QUADS": not columns and block % 4 == 0}
                 words = {"none": f"*{storage}", "noise": "*i64", "memory": "*i32", "state": "*i32"}[method.word]
                 tensors = {"x": f"*{storage}", "y": f"*{storage}", "g": f"*{storage}", "dx": f"*{storage}", "words": words,
                            "second": words, "partial": f"*{arithmetic}", "parameters": parameters}  # fmt: skip
