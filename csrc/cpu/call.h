@@ -44,12 +44,12 @@ struct Call {
   Geometry geometry;
   int parameters, prepared_values, gradients, forward_sums;
   const void* x;
-  const void* g;                          // backward only
-  void* out;                              // y, or dx
-  const int32_t* words;                   // Word::memory: in the layout of x
-  uint32_t* state[2];                     // Word::state: in the layout of x, changed
-  const int64_t* seed;                    // Word::noise: the key; x is contiguous then, and its order the logical one
-  Noise noise;                            // its kind
+  const void* g;         // backward only
+  void* out;             // y, or dx
+  const int32_t* words;  // Word::memory: in the layout of x
+  uint32_t* state[2];    // Word::state: in the layout of x, changed
+  const int64_t* seed;   // Word::noise: the key; x is contiguous then, and its order the logical one
+  Noise noise;           // its kind
   float noise_scale;
   const void* parameter[kMaxParameters];  // as the user gave them: fp32, or fp64 for fp64 x
   bool shared[kMaxParameters];            // one element for all channels

@@ -20,7 +20,8 @@ FASTQ_HD U64 wide_product(U64 a, U64 b) {
 FASTQ_HD F32 vector_root(F32 v) {
   return F32(_mm512_maskz_sqrt_ps(0xffff, __m512(v)));
 }
-#define FASTQ_LANES(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+#define FASTQ_LANES(f) \
+  f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
 #define FASTQ_WIDE_LANES(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)
 #elif FASTQ_VECTOR_BYTES == 32
 FASTQ_HD U64 wide_product(U64 a, U64 b) {

@@ -134,8 +134,8 @@ struct Tile {
     return int(geometry.inner >= kPart ? 1 : smaller(kPart / geometry.inner, kMaxRows));
   }
   static Job job(const Call& c) {
-    Job job = {c.geometry, tile_rows(c.geometry), c.x, c.g, c.out, c.words, {c.state[0], c.state[1]}, c.seed, c.noise,
-               c.noise_scale, {}, {}, {}, {}};
+    Job job = {c.geometry, tile_rows(c.geometry), c.x, c.g, c.out, c.words, {c.state[0], c.state[1]}, c.seed,
+               c.noise,    c.noise_scale,         {},  {},  {},    {}};
     for (int i = 0; i < M::kParameters; ++i) {
       job.parameter[i] = c.parameter[i];
       job.shared[i] = c.shared[i];
@@ -357,8 +357,8 @@ struct Tile {
       Bits::load_piece(job, place(position).offset, noise);
 #pragma unroll
       for (int e = 0; e < kVector; ++e)
-        out.element[e] = element(job, shared, kNoise ? noise + e : nullptr, part, position + e, x.element[e],
-                                 g.element[e], values);
+        out.element[e] =
+            element(job, shared, kNoise ? noise + e : nullptr, part, position + e, x.element[e], g.element[e], values);
       if constexpr (kBackward || M::kOutput) store_piece(to + place(position).offset, out);
     } else {
 #pragma unroll

@@ -40,8 +40,8 @@ enum class Noise : int32_t { uniform, rademacher, normal };  // on +-1/2, +-1, N
 // What a method is unless it says otherwise.
 struct Quantizer {
   static constexpr Word kWord = Word::none;
-  static constexpr int kForwardSums = 0;  // sums that the forward pass makes, per channel and in fp64
-  static constexpr bool kMany = false;    // has GPU kernels that take many calls in one launch
+  static constexpr int kForwardSums = 0;    // sums that the forward pass makes, per channel and in fp64
+  static constexpr bool kMany = false;      // has GPU kernels that take many calls in one launch
   static constexpr bool kOwnTerms = false;  // backward: terms that are not zero where the gradient is
   static constexpr bool kBackward = true;
   static constexpr bool kOutput = true;  // false: the forward pass is made for its sums, and y is not written

@@ -84,9 +84,9 @@ FASTQ_HD void normal_of(U a, U b, V* even, V* odd) {
   const V h = t * t;
   const V s = t + t * (h * (-0.16666666666666666f +
                             h * (0.008333333333333333f + h * (-0.0001984126984126984f + h * 2.7557319223985893e-6f))));
-  const V c = 1.0f + h * (-0.5f + h * (0.041666666666666664f +
-                                       h * (-0.001388888888888889f +
-                                            h * (2.48015873015873e-5f + h * -2.755731922398589e-7f))));
+  const V c =
+      1.0f + h * (-0.5f + h * (0.041666666666666664f +
+                               h * (-0.001388888888888889f + h * (2.48015873015873e-5f + h * -2.755731922398589e-7f))));
   const auto crossed = (b & 0x40000000u) != 0u;  // odd quadrants: sine and cosine change places
   const V sine = select(crossed, c, s), cosine = select(crossed, s, c);
   const U turned = b & 0x80000000u, other = ((b >> 30) + 1u) << 30 & 0x80000000u;  // their signs

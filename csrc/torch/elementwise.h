@@ -42,8 +42,8 @@ struct Arguments {
   std::optional<Tensor> seed = {};       // Word::noise: int64, one element
   int64_t noise = 0;                     // its kind, as enum Noise numbers them
   double noise_scale = 1.0;
-  bool total = false;                    // the sums of the forward pass are those of all channels together
-  bool output = true;                    // y is wanted; M::kOutput says so, too
+  bool total = false;  // the sums of the forward pass are those of all channels together
+  bool output = true;  // y is wanted; M::kOutput says so, too
 };
 
 // M is the struct in csrc/methods that `method` names.

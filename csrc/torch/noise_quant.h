@@ -16,10 +16,10 @@ inline double half_step(int64_t noise) {
 
 inline Arguments noise_quant_arguments(const char* op, const Tensor& seed, int64_t qmin, int64_t qmax, int64_t axis,
                                        int64_t group_size, double eps, bool clipped, int64_t noise) {
-  Arguments a = clipped ? arguments<NoiseQuant<true>>(op, Method::noise_quant_clipped, qmin, qmax, axis, group_size, eps,
-                                                      {"step"})
-                        : arguments<NoiseQuant<false>>(op, Method::noise_quant, qmin, qmax, axis, group_size, eps,
-                                                       {"step"});
+  Arguments a =
+      clipped
+          ? arguments<NoiseQuant<true>>(op, Method::noise_quant_clipped, qmin, qmax, axis, group_size, eps, {"step"})
+          : arguments<NoiseQuant<false>>(op, Method::noise_quant, qmin, qmax, axis, group_size, eps, {"step"});
   a.seed = seed;
   a.noise = noise;
   a.noise_scale = half_step(noise);

@@ -18,14 +18,12 @@ inline Arguments tempered_arguments(const char* op, int64_t reading, const std::
                                     int64_t qmax, int64_t axis, int64_t group_size, double eps, int64_t boundary,
                                     double decay, int64_t noise) {
   STD_TORCH_CHECK(0 <= reading && reading <= 2, "fastq::", op, ": reading must be 0, 1 or 2, got ", reading);
-  Arguments a =
-      reading == 0 ? arguments<Tempered<Reading::noise>>(op, Method::tempered, qmin, qmax, axis, group_size, eps,
-                                                         {"step", "a"})
-      : reading == 1
-          ? arguments<Tempered<Reading::gradient>>(op, Method::tempered_gradient, qmin, qmax, axis, group_size, eps,
-                                                   {"step", "a"})
-          : arguments<Tempered<Reading::still>>(op, Method::tempered_still, qmin, qmax, axis, group_size, eps,
-                                                {"step", "a"});
+  Arguments a = reading == 0   ? arguments<Tempered<Reading::noise>>(op, Method::tempered, qmin, qmax, axis, group_size,
+                                                                     eps, {"step", "a"})
+                : reading == 1 ? arguments<Tempered<Reading::gradient>>(op, Method::tempered_gradient, qmin, qmax, axis,
+                                                                        group_size, eps, {"step", "a"})
+                               : arguments<Tempered<Reading::still>>(op, Method::tempered_still, qmin, qmax, axis,
+                                                                     group_size, eps, {"step", "a"});
   a.boundary = boundary;
   a.constants[0] = decay;
   a.seed = seed;
@@ -37,10 +35,10 @@ inline Arguments tempered_arguments(const char* op, int64_t reading, const std::
 template <const Runner& runner>
 Tensor tempered_forward(Tensor x, Tensor step, Tensor a, Tensor seed, int64_t qmin, int64_t qmax, int64_t axis,
                         int64_t group_size, double eps, int64_t boundary, double decay, int64_t noise) {
-  return run_forward(runner,
-                     tempered_arguments("tempered_forward", 0, seed, qmin, qmax, axis, group_size, eps, boundary, decay,
-                                        noise),
-                     x, {step, a});
+  return run_forward(
+      runner,
+      tempered_arguments("tempered_forward", 0, seed, qmin, qmax, axis, group_size, eps, boundary, decay, noise), x,
+      {step, a});
 }
 
 template <const Runner& runner>
@@ -49,8 +47,8 @@ std::tuple<Tensor, Tensor, Tensor> tempered_backward(Tensor grad, Tensor x, Tens
                                                      int64_t axis, int64_t group_size, double eps, int64_t boundary,
                                                      double decay, int64_t noise, int64_t reading, double grad_scale,
                                                      int64_t grad_norm, double a_grad_scale) {
-  Arguments arguments = tempered_arguments("tempered_backward", reading, seed, qmin, qmax, axis, group_size, eps,
-                                           boundary, decay, noise);
+  Arguments arguments =
+      tempered_arguments("tempered_backward", reading, seed, qmin, qmax, axis, group_size, eps, boundary, decay, noise);
   arguments.scales[0] = grad_scale * gradient_norm(grad_norm, x, step, qmax);
   arguments.scales[1] = a_grad_scale;
   std::vector<Tensor> d = run_backward(runner, arguments, grad, x, {step, a});

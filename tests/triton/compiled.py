@@ -1,6 +1,7 @@
 """Compiles every kernel of the Triton backend for GPUs that are not here, and tells what came out, as JSON.
 
-Run as a program of its own, since Triton cannot compile in a process that interprets: ``python compiled.py 90 all|skeleton [dtype ...]``.
+Run as a program of its own, since Triton cannot compile in a process that interprets:
+``python compiled.py 90 all|skeleton [dtype ...]``.
 """
 
 from __future__ import annotations
