@@ -2,6 +2,7 @@
 
 from .channel_error import ChannelError
 from .direct import DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight
+from .dsq import DSQ
 from .ewgs import EWGS, hessian_delta, set_hessian_deltas
 from .layers import QUANTIZED, QuantConv1d, QuantConv2d, QuantLinear
 from .noise_quant import NoiseQuant
@@ -9,9 +10,11 @@ from .oscillation import OscillationLSQ, step_oscillations_
 from .pact import PACT
 from .qil import QIL
 from .quantizer import LSQ
+from .sat import SATWeight
 from .tempered import Tempered
 
 __all__ = [
+    "DSQ",
     "EWGS",
     "LSQ",
     "PACT",
@@ -28,6 +31,7 @@ __all__ = [
     "QuantConv1d",
     "QuantConv2d",
     "QuantLinear",
+    "SATWeight",
     "Tempered",
     "hessian_delta",
     "set_hessian_deltas",
