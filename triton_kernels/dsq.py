@@ -26,7 +26,7 @@ from .numeric import clip, divide, nan_of, round_clipped
 
 @triton.jit
 def _with_softness(parameters, alpha, r):
-    """lower, D, k, 0.5 S k, S, 0.5 S D, 2 / (a (2 - a))."""
+    """lower, D, k, 0.5 S k, 0.5 S D S, 0.5 S D 2 / (a (2 - a))."""
     low = parameters[0]
     width = parameters[1] - low
     used = tl.where(width < r[4], r[4], width) + (width - width)  # inf - inf: a bound of inf or NaN gives NaN
@@ -35,7 +35,7 @@ def _with_softness(parameters, alpha, r):
     d = divide(used, r[1])
     k = log(divide(one * 2, a) - 1)
     half = divide(one * 0.5, 1 - a)
-    return low, d, k, half * k, divide(one, 1 - a), d * half, divide(one * 2, a * (2 - a))
+    return low, d, k, half * k, (d * half) * divide(one, 1 - a), (d * half) * divide(one * 2, a * (2 - a))
 
 
 @triton.jit
@@ -66,9 +66,10 @@ def _gradients(x, g, p, r):
     z = p[2] * place
     bell = sech2(z)
     slope = p[3] * bell
-    to_lower = tl.where(inside, g * ((1 - divide(q, r[1])) - slope * (1 - divide(c, r[1]))), tl.where(below, g, 0.0) + nan)
-    to_upper = tl.where(inside, g * divide(q - slope * c, r[1]), tl.where(below, 0.0, g) + nan)
-    to_alpha = tl.where(inside, g * (p[5] * (p[4] * tanh(z) - bell * (place * p[6]))), nan)
+    share = divide(q - slope * c, r[1])  # of upper in what y moves; lower has the rest of what x leaves
+    to_lower = tl.where(inside, g * ((1 - slope) - share), tl.where(below, g, 0.0) + nan)
+    to_upper = tl.where(inside, g * share, tl.where(below, 0.0, g) + nan)
+    to_alpha = tl.where(inside, g * (p[4] * tanh(z) - bell * (place * p[5])), nan)
     return tl.where(inside, g * slope, nan), to_lower, to_upper, to_alpha
 
 
@@ -89,8 +90,8 @@ def _finish(index: tl.constexpr, total, parameters):
     return total
 
 
-DSQ = Method("dsq", 2, 2, _prepare, _forward, _backward, _finish)
-DSQ_ALPHA = Method("dsq_alpha", 3, 3, _prepare_alpha, _forward, _backward_alpha, _finish)
+DSQ = Method("dsq", 2, 2, _prepare, _forward, _backward, _finish, warps=16)
+DSQ_ALPHA = Method("dsq_alpha", 3, 3, _prepare_alpha, _forward, _backward_alpha, _finish, warps=16)
 
 
 def _forward_op(x: Any, lower: Any, upper: Any, levels: int, axis: int, group_size: int) -> Any:

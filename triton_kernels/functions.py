@@ -125,6 +125,7 @@ def tanh(x):
 @triton.jit
 def sech2(x):
     """``1 / cosh(x)**2``."""
-    e = exp(tl.abs(x) * -2.0)
-    whole = e + 1.0
-    return divide(e * 4.0, whole * whole)
+    a = tl.abs(x)
+    e = exp(a + a)
+    r = divide(tl.zeros_like(e) + 1.0, e + 1.0)
+    return (r * 4.0) * (1.0 - r)

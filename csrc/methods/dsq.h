@@ -19,7 +19,7 @@ inline namespace FASTQ_ISA {
 template <bool kLearned>
 struct DSQ : Quantizer {
   static constexpr int kParameters = kLearned ? 3 : 2;  // lower, upper, alpha
-  static constexpr int kPrepared = 7;                   // lower, D, k, 0.5 S k, S, 0.5 S D, 2 / (a (2 - a))
+  static constexpr int kPrepared = 6;                   // lower, D, k, 0.5 S k, 0.5 S D S, 0.5 S D 2 / (a (2 - a))
   static constexpr int kGradients = kParameters;
 
   template <class F>
@@ -33,9 +33,8 @@ struct DSQ : Quantizer {
     const F half = F(0.5) / (F(1) - a);
     p[2] = log(F(2) / a - F(1), F());
     p[3] = half * p[2];
-    p[4] = F(1) / (F(1) - a);
-    p[5] = p[1] * half;
-    p[6] = F(2) / (a * (F(2) - a));
+    p[4] = (p[1] * half) * (F(1) / (F(1) - a));
+    p[5] = (p[1] * half) * (F(2) / (a * (F(2) - a)));
   }
 
   template <class V, class F>
@@ -54,9 +53,10 @@ struct DSQ : Quantizer {
     const V place = (c - select(q > c, q - F(1), q)) - F(0.5);
     const V z = p[2] * place, bell = sech2(z, F());
     const V slope = p[3] * bell;
-    terms[0] = select(inside, g * ((F(1) - q / r.qmax) - slope * (F(1) - c / r.qmax)), select(below, g, zero) + nan);
-    terms[1] = select(inside, g * ((q - slope * c) / r.qmax), select(below, zero, g) + nan);
-    if constexpr (kLearned) terms[2] = select(inside, g * (p[5] * (p[4] * tanh(z, F()) - bell * (place * p[6]))), nan);
+    const V share = (q - slope * c) / r.qmax;  // of upper in what y moves; lower has the rest of what x leaves
+    terms[0] = select(inside, g * ((F(1) - slope) - share), select(below, g, zero) + nan);
+    terms[1] = select(inside, g * share, select(below, zero, g) + nan);
+    if constexpr (kLearned) terms[2] = select(inside, g * (p[4] * tanh(z, F()) - bell * (place * p[5])), nan);
     return select(inside, g * slope, nan);
   }
 

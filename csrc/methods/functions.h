@@ -184,13 +184,18 @@ FASTQ_HD V tanh(V x, double) {
   return EachLane<V>::of(x, [](double v) { return ::tanh(v); });
 }
 
-// 1 / cosh(x)^2 to a few ulp, where 1 - tanh(x)^2 loses its digits as tanh goes to 1.
+// 1 / cosh(x)^2 to a few ulp, where 1 - tanh(x)^2 loses its digits as tanh goes to 1. With tanh(x) beside it, one exp
+// serves both.
 template <class V, class F>
 FASTQ_HD V sech2(V x, F) {
-  const V magnitude = select(x < F(0), -x, x);
-  const V e = exp(magnitude * F(-2), F());
-  const V whole = e + F(1);
-  return (e * F(4)) / (whole * whole);
+  V a;
+  if constexpr (sizeof(F) == 4) {
+    a = magnitude_of(x, F());
+  } else {
+    a = select(x < F(0), -x, x);
+  }
+  const V r = splat<V>(F(1)) / (exp(a + a, F()) + F(1));
+  return (r * F(4)) * (F(1) - r);
 }
 
 }  // namespace FASTQ_ISA
