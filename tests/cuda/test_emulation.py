@@ -344,6 +344,7 @@ def test_channel_error_has_the_bits_of_the_cpu(emulated: Any, dtype: torch.dtype
             assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True)), (name, op)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["chunks and a ragged end", "rows 7x7", "columns, ragged block", "groups of 5"])
 @torch.no_grad()
 def test_dsq_has_the_bits_of_the_cpu(emulated: Any, name: str, dtype: torch.dtype) -> None:
