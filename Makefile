@@ -52,7 +52,7 @@ format: $(VENV)/.ready ## sort imports, lay out the Python and C++ code
 	$(BIN)/clang-format -i $(NATIVE)
 
 cuda-test: $(VENV)/.ready $(CUDA_BIN)/.ready ## compile the CUDA kernels for every architecture, link and load them (needs nvcc, no GPU)
-	FASTQ_REQUIRE_CUDA=1 FASTQ_CUDA_PYTHON=$(CURDIR)/$(CUDA_BIN)/python $(BIN)/python -m pytest -m cuda_compile tests/cuda
+	FASTQ_REQUIRE_CUDA=1 FASTQ_CUDA_PYTHON=$(CURDIR)/$(CUDA_BIN)/python $(BIN)/python -m pytest -m cuda_compile tests/cuda tests/triton
 
 wheel-test: $(VENV)/.ready $(CUDA_BIN)/.ready ## build the wheel, run its tests elsewhere under a second torch
 	.ci/wheel $(BIN)/python $(CUDA_BIN)/python

@@ -125,6 +125,7 @@ class Method:
         all_cases: measured on every case, and not on a few.
         own_cases: in place of these, the last of them for a quick look.
         core_note: what ``core`` is, where it is not torch core's op.
+        timed: the baseline to time, where the one that is checked is spared something (noise that it is given).
         exact: fastq's backends have the reference's bits; False where the formula has a power, exp, log or tanh.
     """
 
@@ -139,6 +140,7 @@ class Method:
     all_cases: bool = False
     own_cases: tuple[Case, ...] = ()
     core_note: str = ""
+    timed: Callable[[Case], Call] | None = None
     exact: bool = True
 
     def tensors(self, case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
@@ -375,12 +377,19 @@ def _seed(x: torch.Tensor) -> torch.Tensor:
     return torch.zeros(1, dtype=torch.int64, device=x.device)
 
 
-def _given_noise(case: Case) -> dict[str, torch.Tensor]:
-    """The uniform noise of a case on +-1/2, by device. Baselines get it for nothing, so that their results can be checked:
-    drawing it is the larger part of a forward pass."""
+# What a baseline adds as noise on +-1/2: fastq's own while its results are checked; drawn by torch while it is timed.
+Noise = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _given_noise(case: Case) -> Noise:
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     zero, one = ({d: make(shape, device=d) for d in devices} for make, shape in ((torch.zeros, case.shape), (torch.ones, 1)))
-    return {d: fastq.noise_quant(zero[d], one[d], kind="uniform", seed=_seed(one[d])) for d in devices}
+    given = {d: fastq.noise_quant(zero[d], one[d], kind="uniform", seed=_seed(one[d])) for d in devices}
+    return lambda x: given[x.device.type]
+
+
+def _drawn_noise(x: torch.Tensor) -> torch.Tensor:
+    return torch.rand_like(x, dtype=torch.float32) - 0.5
 
 
 def _tempered(case: Case) -> Call:
@@ -393,8 +402,8 @@ def _tempered_reference(case: Case, boundary: str) -> Call:
     return lambda x, step, a: fastq.reference.tempered(x, step, a, seed=_seed(x), **keywords)
 
 
-def _tempered_baseline(case: Case) -> Call:
-    given, scale = _given_noise(case), DECAY * 2 * math.sqrt(3.0)
+def _tempered_baseline(case: Case, noise: Noise) -> Call:
+    scale = DECAY * 2 * math.sqrt(3.0)
 
     def tempered(x: torch.Tensor, step: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         where = normalize_axis("tempered", x, case.keywords.get("axis"), case.keywords.get("group_size"))
@@ -402,7 +411,7 @@ def _tempered_baseline(case: Case) -> Call:
         c = (b.detach() * xf + (1 - b.detach()) * xf.detach()).div(s).clamp(QMIN, QMAX)
         r = (c.round() - c).detach()
         inside = (c > QMIN) & (c < QMAX)
-        y = s * ((c + r) + given[x.device.type] * scale * r)
+        y = s * ((c + r) + noise(x) * scale * r)
         error = torch.where(inside, xf - s * (c + r), 0.0).detach()
         return (y + (b - b.detach()) * error).to(x.dtype)
 
@@ -417,15 +426,13 @@ def _noise_quant_reference(case: Case, boundary: str) -> Call:
     return lambda x, step: fastq.reference.noise_quant(x, step, kind="nipq", bits=(QMIN, QMAX), seed=_seed(x), **case.keywords)
 
 
-def _noise_quant_baseline(case: Case) -> Call:
-    given = _given_noise(case)
-
+def _noise_quant_baseline(case: Case, noise: Noise) -> Call:
     def nipq(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         s = expand(step, x, *normalize_axis("nipq", x, case.keywords.get("axis"), case.keywords.get("group_size")))
         xf = x.float()
         v = xf / s
         inside = (v > QMIN) & (v < QMAX)
-        return torch.where(inside, xf + s * given[x.device.type], s * v.clamp(QMIN, QMAX)).to(x.dtype)
+        return torch.where(inside, xf + s * noise(x), s * v.clamp(QMIN, QMAX)).to(x.dtype)
 
     return nipq
 
@@ -540,13 +547,20 @@ METHODS = (
         granularities=("tensor",),
         exact=False,
     ),
-    Method("noise_quant", _noise_quant, _noise_quant_reference, _noise_quant_baseline),
+    Method(
+        "noise_quant",
+        _noise_quant,
+        _noise_quant_reference,
+        lambda case: _noise_quant_baseline(case, _given_noise(case)),
+        timed=lambda case: _noise_quant_baseline(case, _drawn_noise),
+    ),
     Method(
         "tempered",
         _tempered,
         _tempered_reference,
-        _tempered_baseline,
+        lambda case: _tempered_baseline(case, _given_noise(case)),
         parameters=lambda step: (step, torch.ones_like(step)),
+        timed=lambda case: _tempered_baseline(case, _drawn_noise),
     ),
 )  # fmt: skip
 

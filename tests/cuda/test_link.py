@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.source, pytest.mark.cuda_compile]
 REPORT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import fastq.ops.lsq
+import fastq.ops
 import torch
-names = ("lsq_forward", "lsq_backward")
+from fastq.ops._library import OPERATORS as names
 def registered(key):
     return [torch._C._dispatch_has_kernel_for_dispatch_key("fastq::" + name, key) for name in names]
 before = registered("CUDA")
@@ -66,7 +66,7 @@ def test_loads_and_registers_without_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["torch"] == torch.version
-    assert report["CPU"] == report["CUDA"] == [True, True]
+    assert len(report["CUDA"]) > 20 and all(report["CUDA"]) and all(report["CPU"]) and not any(report["before"])
     assert report["y"] == [1.0]  # the CPU library goes on serving CPU tensors: 0.8 / 0.5 = 1.6, code 2
 
     symbols = subprocess.run(["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True).stdout
