@@ -29,7 +29,7 @@ from fastq.granularity import sum_to_parameter
 from fastq.testing import same_bits
 
 from .registry import PASSES, PROVIDERS, Call, Case, Method, Provider, traffic
-from .results import DISTURBED
+from .results import DISTURBED, NO_SUCH_OP
 
 Tensors = tuple[tuple[torch.Tensor, ...], Any]  # x and the parameters, which require gradients; and g, or None for an op without
 
@@ -64,14 +64,15 @@ def gradients(y: Any, inputs: tuple[torch.Tensor, ...], g: Any) -> tuple[torch.T
 def check_alike(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> str:
     """Empty if the results of an op with inputs of its own agree with the reference's, else what differs.
 
-    Among them are sums in another order and, after an exp or tanh, values next to a tie: 1e-4 of the largest number, and one
-    element in 10,000.
+    Among them are sums in another order and, after an exp or tanh, values next to a tie: 1e-4 of the largest number (two
+    roundings of 16-bit storage), and one element in 10,000.
     """
     if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(got, want, strict=True)):
         return f"shapes or dtypes {[(tuple(t.shape), str(t.dtype)) for t in got]}"
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         af, bf = a.detach().double(), b.detach().double()
-        off = int(((af - bf).abs() > 1e-4 * bf.abs().amax().clamp(min=1e-30) if bf.numel() else bf != bf).sum())
+        near = max(1e-4, 2 * torch.finfo(b.dtype).eps if b.is_floating_point() else 0.0)
+        off = int(((af - bf).abs() > near * bf.abs().amax().clamp(min=1e-30) if bf.numel() else bf != bf).sum())
         if off > max(a.numel() // 10_000, 1 if a.numel() > 1 else 0):
             return f"result {i} differs from the reference in {off} of {a.numel()} elements"
     return ""
@@ -366,7 +367,7 @@ def run_case(
         able, reason = provider.available(device)
         fn = provider.build(method, case) if able else None
         if fn is None:
-            row.update(status="unavailable", reason=reason or f"{method.name} has no such op")
+            row.update(status="unavailable", reason=reason or f"{method.name}: {NO_SUCH_OP}")
             continue
         bound = Bound(fn, provider)
         try:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .registry import BANDWIDTH_GOAL, CPU_GOALS, GPU_GOALS, Case, Goal, cases, few_cases, quick_cases
-from .results import DISTURBED
+from .registry import BANDWIDTH_GOAL, CPU_GOALS, GPU_GOALS, METHODS, Case, Goal, cases, few_cases, quick_cases
+from .results import DISTURBED, NO_SUCH_OP
 
-CASES = {case.name: case for case in (*cases(), *few_cases("cuda"), *quick_cases())}
+CASES = {case.name: case for case in (*cases(), *few_cases("cuda"), *quick_cases(), *(c for m in METHODS for c in m.own_cases))}
 
 
 def median(row: dict[str, Any], which: str = "both") -> float | None:
@@ -134,7 +134,7 @@ def lines(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _why(row: dict[str, Any] | None) -> str:
-    return "-" if row is None or row["status"] == "ok" else row["status"]
+    return "-" if row is None or row["status"] in ("ok", "unavailable") else row["status"]
 
 
 def notes(result: dict[str, Any]) -> list[str]:
@@ -159,7 +159,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         found.append(f"Copy bandwidth measured: {result['copy_bytes_per_s'] / 1e9:.0f} GB/s.")
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in result["rows"]:
-        if reason := row.get("reason") or row.get("note"):
+        reason = row.get("reason") or row.get("note")
+        if reason and not reason.endswith(NO_SUCH_OP):  # the table's "-" says it
             reasons.setdefault((row["provider"], reason), []).append(label(row))
     for (provider, reason), where_ in reasons.items():
         cases_ = where_[0] if len(where_) == 1 else f"{len(where_)} cases"

@@ -24,6 +24,8 @@ SCHEMA = 1
 #: Share of the time for which threads that could run waited for a core: 0.01 on a machine of our own, 0.5 beside one other
 #: program. Times of a row above it say more about the other program.
 DISTURBED = 0.05
+#: How the reason ends of a provider that does not have a method.
+NO_SUCH_OP = "no such op"
 KINDS = ("benchmark", "environment", "build", "test", "sanitize")
 #: glibc keeps freed pages with these. Without them a large result is new pages every time, and their faults are all one sees.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
