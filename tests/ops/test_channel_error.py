@@ -385,5 +385,25 @@ def test_bad_options_are_named() -> None:
             call()
 
 
+def check_gradients_of_the_error(backend: str) -> None:
+    """Of the error alone: ``dx`` by its bits, ``dstep``, a sum of 210 terms, to the rounding of a sum."""
+    x, e, step = drawn((6, 5, 7)), drawn((5,), 1), torch.tensor([0.2], device=DEVICE)
+    found = []
+    for name in (backend, "reference"):
+        leaves = x.detach().requires_grad_(), step.detach().requires_grad_()
+        with fastq.use_backend(name):
+            _, error = fastq.channel_error(*leaves, bits=4, signed=True)
+            found.append(torch.autograd.grad(error, leaves, e.to(error.dtype)))
+    (dx, dstep), (dx_wanted, dstep_wanted) = found
+    if not same_bits(dx, dx_wanted):
+        raise SystemExit("dx of the error has other bits than the reference's")
+    torch.testing.assert_close(dstep, dstep_wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradients_of_the_error_are_the_references() -> None:
+    check_gradients_of_the_error(BACKEND)
+
+
 if __name__ == "__main__":
     check("triton", CASES[:3], (torch.float32, torch.bfloat16), ("contiguous",))
+    check_gradients_of_the_error("triton")

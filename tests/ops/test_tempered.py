@@ -126,6 +126,16 @@ def test_the_noise_does_not_depend_on_layout_or_granularity(kind: str) -> None:
                 assert same_bits(y, want) and y.stride() == turned.stride()
 
 
+@pytest.mark.parametrize("kind", NOISES)
+@pytest.mark.parametrize("shape", [(2, 3, 1027), (40, 3, 45)], ids=["long runs", "short runs"])
+def test_a_run_may_begin_within_a_counters_words(shape: tuple[int, ...], kind: str) -> None:
+    x, a = drawn(shape, 1), torch.ones(3)
+    common: dict[str, Any] = {"bits": 4, "decay": 1.0, "noise": kind, "seed": seed(x)}
+    with fastq.use_backend(BACKEND):
+        whole = fastq.tempered(x, a[:1] * 0.3, a[:1], **common)
+        assert same_bits(fastq.tempered(x, a * 0.3, a, axis=1, **common), whole)
+
+
 @BACKENDS
 def test_a_new_seed_gives_new_noise_and_the_same_one_the_same(backend: str) -> None:
     x, one = drawn((50, 40), 1), torch.ones(1)
