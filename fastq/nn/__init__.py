@@ -1,5 +1,6 @@
 """Modules: the quantizer with its state, and layers that have one on their input and one on their weight."""
 
+from .base import Grid, Quantizer
 from .channel_error import ChannelError
 from .direct import DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight
 from .dsq import DSQ
@@ -26,11 +27,13 @@ __all__ = [
     "DirectLinear",
     "DirectOptimizer",
     "DirectWeight",
+    "Grid",
     "NoiseQuant",
     "OscillationLSQ",
     "QuantConv1d",
     "QuantConv2d",
     "QuantLinear",
+    "Quantizer",
     "SATWeight",
     "Tempered",
     "hessian_delta",

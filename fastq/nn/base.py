@@ -1,8 +1,14 @@
-"""What the quantizers' modules share: arguments of the granularity, parameters that keep their precision, the first batch."""
+"""What the quantizers' modules share: widths, integer codes, granularity, parameters that keep their precision, the first batch.
+
+Quantizer               what every layer and recipe relies on; a quantizer without parameters derives from it directly
+  LearnedQuantizer      parameters of one shape: per tensor, per channel, per group
+    FirstBatch          ... that the first batch sets
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +17,90 @@ from torch import nn
 from ..granularity import check_input, compute_dtype, normalize_axis, parameter_shape
 from .initializers import as_rows
 
-__all__ = ["FirstBatch", "Quantizer"]
+__all__ = ["FirstBatch", "Grid", "LearnedQuantizer", "Quantizer"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that a quantizer gives: evenly spaced, one for each integer code ``k`` from ``qmin`` to ``qmax``.
+
+    ::
+
+        y = step * k + offset                odd:  y = step * (2 * k + 1) + offset
+
+    Attributes:
+        qmin, qmax: of the codes; stored as int8 where they fit.
+        step: positive, float32 (float64 for a float64 quantizer); one element, or one for each channel or group.
+        offset: of the shape of ``step``, or None for 0.
+        odd: the grid has no zero: it lies half-way between integers, as that of two-sided PACT or SAT with ``2**bits`` levels.
+        interval: how an input finds its code. None: ``k = round(clip((x - offset) / step, qmin, qmax))``. A pair
+            ``(lower, width)`` of tensors: ``k = round(clip((x - lower) / width, 0, 1) * (qmax - qmin)) + qmin``.
+    """
+
+    qmin: int
+    qmax: int
+    step: torch.Tensor
+    offset: torch.Tensor | None = None
+    odd: bool = False
+    interval: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class Quantizer(nn.Module):
+    """A module that fake-quantizes: what the layers of :mod:`fastq.nn`, recipes, ``convert`` and ``diagnose`` rely on.
+
+    A subclass has ``forward(x)``, an attribute ``bits``, and, where its values are evenly spaced, :meth:`codes` and :meth:`grid`.
+    ``enabled`` is False while the recipe trains in full precision: the layer then does not call the quantizer.
+    """
+
+    bits: Any
+    enabled: bool = True
+    #: Whether the first batch has been (or none is needed), as Python knows it: a GPU's buffer would have to be waited for.
+    _initialized: bool = True
+
+    def initialize(self, x: torch.Tensor, *, synchronize: bool = True) -> None:
+        """Set the parameters from the values of ``x``; this one has none that would be."""
+
+    def set_bits(self, bits: Any) -> None:
+        """Go on with another width, from where training is: the range that is clipped to stays, its levels become fewer or more.
+
+        ``bits``: as the constructor takes it; None for full precision, until the next call, which begins with a first batch.
+        Raises ``TypeError`` or ``ValueError`` for a width that the constructor refuses.
+        """
+        if bits is None:
+            self.enabled = False
+            return
+        self._change_bits(bits)
+        if not self.enabled:
+            self.enabled = True
+            self._forget()
+
+    def _change_bits(self, bits: Any) -> None:
+        raise TypeError(f"{type(self).__name__} cannot change its bits")
+
+    def _forget(self) -> None:
+        """Let the next batch be the first again."""
+
+    def grid(self) -> Grid:
+        """The values that it gives, by their integer codes. ``TypeError`` where they are not evenly spaced."""
+        raise TypeError(f"{type(self).__name__} has no integer codes")
+
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """The integer codes of ``x`` as int32, by the rounding of the forward pass in evaluation mode: :meth:`grid` decodes them.
+
+        Raises ``RuntimeError`` before the first batch, ``TypeError`` or ``ValueError`` where ``x`` does not fit the quantizer.
+        """
+        raise TypeError(f"{type(self).__name__} has no integer codes")
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        # The ops want fp32 parameters for half-precision inputs, and a step rounded to bf16 is another quantizer.
+        def keep_precision(t: torch.Tensor) -> torch.Tensor:
+            new = fn(t)
+            return t.to(new.device, torch.float32) if t.is_floating_point() and new.dtype.itemsize < 4 else new
+
+        return super()._apply(keep_precision, recurse)
+
+
+class LearnedQuantizer(Quantizer):
     """A quantizer whose learned parameters, named in ``learned``, have one shape.
 
     Args:
@@ -66,19 +152,12 @@ class Quantizer(nn.Module):
                 f"got {tuple(held.shape)}"
             )
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
-        def keep_precision(t: torch.Tensor) -> torch.Tensor:
-            new = fn(t)
-            return t.to(new.device, torch.float32) if t.is_floating_point() and new.dtype.itemsize < 4 else new
-
-        return super()._apply(keep_precision, recurse)
-
     def _grain(self) -> str:
         grain = "per tensor" if self.group_size is None else f"group_size={self.group_size}"
         return grain if self.axis is None else f"axis={self.axis}"
 
 
-class FirstBatch(Quantizer):
+class FirstBatch(LearnedQuantizer):
     """A quantizer whose parameters the first batch sets, in training and in evaluation mode.
 
     In a process group every rank gets the mean of what the ranks saw, so all have to take part. An empty batch is not the
@@ -127,6 +206,10 @@ class FirstBatch(Quantizer):
                 parameter.copy_(value.view_as(parameter))
             self.initialized.fill_(True)
         self._initialized = True
+
+    def _forget(self) -> None:
+        self.initialized.fill_(False)
+        self._initialized = False
 
     def _ready(self, x: torch.Tensor) -> None:
         """Before the first forward pass: the first batch, unless a loaded or averaged state says that it has been."""

@@ -20,6 +20,7 @@ from torch import nn
 from ..ops import direct_update_, direct_weight
 from ..ops.direct import DTYPES
 from ..reference.direct import nearest_level
+from .base import Quantizer
 
 __all__ = ["DirectConv1d", "DirectConv2d", "DirectLinear", "DirectOptimizer", "DirectWeight"]
 
@@ -213,6 +214,7 @@ class _Direct:
 
     _float: type[nn.Module]
     direct: DirectWeight
+    input_quantizer: Quantizer | None
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise TypeError(f"{type(self).__name__}: it is made of a layer that has weights, by {type(self).__name__}.from_float")
@@ -221,9 +223,15 @@ class _Direct:
     def weight(self) -> torch.Tensor:
         return self.direct()
 
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        source = self.input_quantizer
+        return super().forward(input if source is None or not source.enabled else source(input))  # type: ignore[misc]
+
     @classmethod
-    def from_float(cls, module: Any, weight: DirectWeight) -> Self:
+    def from_float(cls, module: Any, weight: DirectWeight, input_quantizer: Quantizer | None = None) -> Self:
         """``module`` with its weight as codes: its bias, buffers and hooks are the same ones, its weight initializes ``weight``.
+
+        ``input_quantizer`` quantizes the input of the layer; None leaves it in floating point.
 
         Raises ``TypeError`` for another type of module or weight.
         """
@@ -231,13 +239,18 @@ class _Direct:
             raise TypeError(f"{cls.__name__}: module must be a torch.nn.{cls._float.__name__}, got {type(module).__name__}")
         if not isinstance(weight, DirectWeight):
             raise TypeError(f"{cls.__name__}: weight must be a fastq.nn.DirectWeight, got {type(weight).__name__}")
+        if not isinstance(input_quantizer, Quantizer | None):
+            kind = type(input_quantizer).__name__
+            raise TypeError(f"{cls.__name__}: input_quantizer must be a fastq.nn.Quantizer or None, got {kind}")
         given: Any = module.weight
         weight.initialize(given)
         weight.dtype = given.dtype
         layer: Any = cls.__new__(cls)
         layer.__dict__.update(copy.copy(module.__dict__))
         layer._parameters = {name: p for name, p in module._parameters.items() if name != "weight"}
-        layer._modules = dict(module._modules) | {"direct": weight}
+        if input_quantizer is not None:
+            input_quantizer.to(given.device)
+        layer._modules = dict(module._modules) | {"direct": weight, "input_quantizer": input_quantizer}
         layer._buffers = dict(module._buffers)
         return layer
 

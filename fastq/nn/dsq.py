@@ -65,6 +65,10 @@ class DSQ(FirstBatch):
         values = [torch.where(good, lower, -1.0), torch.where(good, upper, 1.0)]
         return values if self.alpha is None else [*values, torch.full_like(lower, self.first_alpha)]
 
+    def _change_bits(self, bits: int) -> None:
+        check_bits("DSQ", bits)
+        self.bits = bits
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._ready(x)
         lower, upper, alpha = self._parameters_for(x)

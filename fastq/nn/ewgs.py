@@ -95,6 +95,10 @@ class EWGS(FirstBatch):
     def _mapped(self, y: torch.Tensor) -> torch.Tensor:
         return 2 * (y - 0.5) if self.weight else y
 
+    def _change_bits(self, bits: int) -> None:
+        level_count("EWGS", bits)
+        self.bits = bits
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._ready(x)
         lower, upper, scale = self._parameters_for(x)

@@ -10,30 +10,32 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .quantizer import LSQ
+from .base import Quantizer
 from .weights import quantized_together
 
 __all__ = ["QUANTIZED", "QuantConv1d", "QuantConv2d", "QuantLinear"]
 
 
 class _Quantized:
-    """What the three layers share. A quantizer that is None leaves its tensor in floating point."""
+    """What the three layers share. A quantizer that is None, or not enabled, leaves its tensor in
+    floating point."""
 
     _float: type[nn.Module]  # the layer that this is the quantized form of
     weight: torch.Tensor
-    weight_quantizer: LSQ | None
-    input_quantizer: LSQ | None
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
 
     def __init__(
-        self, *args: Any, weight_quantizer: LSQ | None = None, input_quantizer: LSQ | None = None, **keywords: Any
+        self, *args: Any, weight_quantizer: Quantizer | None = None, input_quantizer: Quantizer | None = None, **keywords: Any
     ) -> None:
         super().__init__(*args, **keywords)  # of the torch layer, the next base
         self._set_quantizers(weight_quantizer, input_quantizer)
 
-    def _set_quantizers(self, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> None:
+    def _set_quantizers(self, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None) -> None:
         for name, quantizer in (("weight_quantizer", weight_quantizer), ("input_quantizer", input_quantizer)):
-            if not isinstance(quantizer, LSQ | None):
-                raise TypeError(f"{type(self).__name__}: {name} must be a fastq.nn.LSQ or None, got {type(quantizer).__name__}")
+            if not isinstance(quantizer, Quantizer | None):
+                kind, layer = type(quantizer).__name__, type(self).__name__
+                raise TypeError(f"{layer}: {name} must be a fastq.nn.Quantizer or None, got {kind}")
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
         for quantizer in (weight_quantizer, input_quantizer):
             if quantizer is not None:
@@ -43,14 +45,15 @@ class _Quantized:
             weight_quantizer.initialize(self.weight, synchronize=False)
 
     def _quantized(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = input if self.input_quantizer is None else self.input_quantizer(input)
-        if self.weight_quantizer is None:
+        source, quantizer = self.input_quantizer, self.weight_quantizer
+        x = input if source is None or not source.enabled else source(input)
+        if quantizer is None or not quantizer.enabled:
             return x, self.weight
         weight = quantized_together(self)
-        return x, self.weight_quantizer(self.weight) if weight is None else weight
+        return x, quantizer(self.weight) if weight is None else weight
 
     @classmethod
-    def from_float(cls, module: Any, *, weight_quantizer: LSQ | None, input_quantizer: LSQ | None) -> Self:
+    def from_float(cls, module: Any, *, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None) -> Self:
         """The quantized form of ``module``, with its very parameters, buffers, hooks, attributes and mode; it stays as it was.
 
         Raises ``TypeError`` for another type, ``ValueError`` for a weight or bias that a hook computes, a forward that was
@@ -93,7 +96,7 @@ class _QuantizedConv(_Quantized):
 class QuantLinear(_Quantized, nn.Linear):
     """``torch.nn.Linear`` of the quantized input and the quantized weight: ``y = Q_x(x) Q_w(W)^T + b``.
 
-    Args: those of ``torch.nn.Linear``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.LSQ` or None (float).
+    Args: those of ``torch.nn.Linear``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.Quantizer` or None (float).
     """
 
     _float = nn.Linear
@@ -106,7 +109,7 @@ class QuantLinear(_Quantized, nn.Linear):
 class QuantConv1d(_QuantizedConv, nn.Conv1d):
     """``torch.nn.Conv1d`` of the quantized input and the quantized weight, padded after quantization.
 
-    Args: those of ``torch.nn.Conv1d``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.LSQ` or None (float).
+    Args: those of ``torch.nn.Conv1d``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.Quantizer` or None (float).
     """
 
     _float = nn.Conv1d
@@ -115,7 +118,7 @@ class QuantConv1d(_QuantizedConv, nn.Conv1d):
 class QuantConv2d(_QuantizedConv, nn.Conv2d):
     """``torch.nn.Conv2d`` of the quantized input and the quantized weight, padded after quantization.
 
-    Args: those of ``torch.nn.Conv2d``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.LSQ` or None (float).
+    Args: those of ``torch.nn.Conv2d``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.Quantizer` or None (float).
     """
 
     _float = nn.Conv2d

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..ops import dampening, frozen_lsq, oscillation_step_
 from ..oscillation import OscillationState, check_range, momentum_in_fp32
+from ..ranges import integer_range
 from .quantizer import LSQ
 
 __all__ = ["OscillationLSQ", "step_oscillations_"]
@@ -61,6 +62,15 @@ class OscillationLSQ(LSQ):
         self.momentum, self.count_first = momentum, count_first
         self.register_buffer("freeze", None)
         self.register_buffer("track", None)
+
+    def _change_bits(self, bits: int | tuple[int, int]) -> None:
+        check_range("OscillationLSQ", *integer_range("OscillationLSQ", bits, self._signed, self.narrow and self._signed))
+        super()._change_bits(bits)
+        self.freeze = self.track = None  # the history was one of other codes
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.freeze = self.track = None
 
     @property
     def state(self) -> OscillationState | None:

@@ -11,7 +11,7 @@ from ..ops import pact
 from ..ops.pact import check_flags
 from ..ranges import level_count
 from ..reference.lsq import effective_step
-from .base import Quantizer
+from .base import LearnedQuantizer
 
 __all__ = ["PACT"]
 
@@ -19,7 +19,7 @@ __all__ = ["PACT"]
 INITIAL = {"conv": 8.0, "linear": 10.0}
 
 
-class PACT(Quantizer):
+class PACT(LearnedQuantizer):
     """Clip to a learned range and fake-quantize: :func:`fastq.pact` with its state.
 
     The clip stays positive by parametrisation: the kernel uses ``max(|alpha|, eps)``, with the sign of alpha on its gradient.
@@ -56,6 +56,10 @@ class PACT(Quantizer):
             raise ValueError(f"PACT: eps must be positive, got {eps}")
         super().__init__(axis, group_size, shape, {"alpha": _first(init)})
         self.bits, self.calibrated, self.two_sided, self.init, self.eps = bits, calibrated, two_sided, init, eps
+
+    def _change_bits(self, bits: int) -> None:
+        level_count("PACT", bits)
+        self.bits = bits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (alpha,) = self._parameters_for(x)

@@ -81,6 +81,10 @@ class QIL(FirstBatch):
         half = torch.where((half > 0) & half.isfinite(), half, 0.5)  # nothing to go by: the interval from 0 to 1
         return [half, half] if self.gamma is None else [half, half, torch.ones_like(half)]
 
+    def _change_bits(self, bits: int) -> None:
+        level_count("QIL", bits, signed=self.weight)
+        self.bits = bits
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._ready(x)
         center, width, gamma = self._parameters_for(x)

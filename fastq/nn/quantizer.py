@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +12,13 @@ from ..ops import lsq
 from ..ops.lsq import check, gradient_factor
 from ..ranges import BOUNDARIES, integer_range
 from ..reference.lsq import codes, effective_step
+from .base import Quantizer
 from .initializers import INITIALIZERS, initial_values
 
 __all__ = ["LSQ"]
 
 
-class LSQ(nn.Module):
+class LSQ(Quantizer):
     """Fake-quantize with a learned step (LSQ) and, with ``offset``, a learned offset (LSQ+): :func:`fastq.lsq` with its state.
 
     The first batch sets the step (and offset), by ``init``, in training and in evaluation mode; in a process group every rank
@@ -96,6 +96,20 @@ class LSQ(nn.Module):
     @property
     def qmax(self) -> int:
         return self._range()[1]
+
+    def _change_bits(self, bits: int | tuple[int, int]) -> None:
+        name = type(self).__name__
+        new = integer_range(name, bits, self._signed, self.narrow and self._signed)
+        if self.decides_sign and not self._initialized:
+            integer_range(name, bits, True, self.narrow)  # either may come
+        with torch.no_grad():
+            if self._initialized:
+                self.step.mul_(self.qmax / new[1])
+        self.bits = bits
+
+    def _forget(self) -> None:
+        self.initialized.fill_(False)
+        self._initialized = False
 
     def _range(self, signed: bool | None = None) -> tuple[int, int]:
         signed = self._signed if signed is None else signed
@@ -187,14 +201,6 @@ class LSQ(nn.Module):
     def effective_step(self) -> torch.Tensor:
         """``max(|step|, eps)``: the step that the kernels use."""
         return effective_step(self.step.detach(), self.eps)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
-        # fastq.lsq wants fp32 parameters for half-precision inputs, and a step rounded to bf16 is another quantizer.
-        def keep_precision(t: torch.Tensor) -> torch.Tensor:
-            new = fn(t)
-            return t.to(new.device, torch.float32) if t.is_floating_point() and new.dtype.itemsize < 4 else new
-
-        return super()._apply(keep_precision, recurse)
 
     def extra_repr(self) -> str:
         sign = "by first batch" if self.decides_sign and not self._initialized else str(list(self._range()))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ..ops import sat_weight
 from ..ops.sat import check_options
+from .base import Quantizer
 
 __all__ = ["SATWeight"]
 
 
-class SATWeight(nn.Module):
+class SATWeight(Quantizer):
     """Quantize a weight tensor at a scale at which the network trains: :func:`fastq.sat_weight` as a module. It has no state.
 
     Nothing is learned but the weight, and so there is no first batch and nothing to guard. ``bits`` is an attribute that may be
@@ -36,6 +36,11 @@ class SATWeight(nn.Module):
         super().__init__()
         check_options("SATWeight", bits, scheme, rescale, n_out)
         self.bits, self.scheme, self.rescale, self.grad_through_max, self.n_out = bits, scheme, rescale, grad_through_max, n_out
+
+    def set_bits(self, bits: int | None) -> None:
+        """Go on with another width, or, with None, with the clamped weights of full-precision pretraining."""
+        check_options("SATWeight", bits, self.scheme, self.rescale, self.n_out)
+        self.bits = bits
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:
         return sat_weight(

@@ -86,6 +86,7 @@ def _joins(layer: Any, device: torch.device) -> bool:
     weight, quantizer = layer.weight, layer.weight_quantizer
     return (
         type(quantizer) is LSQ
+        and quantizer.enabled
         and quantizer._initialized
         and quantizer.offset is None
         and type(weight) is nn.Parameter

@@ -299,7 +299,7 @@ def test_a_weight_quantizer_that_does_not_fit_is_refused():
     layer, _ = made("linear")
     with pytest.raises(ValueError, match=r"LSQ: step must have shape \(6,\) for x of shape \(6, 8\), got \(8,\)"):
         QuantLinear.from_float(layer, weight_quantizer=LSQ(4, axis=0, shape=(8,)), input_quantizer=None)
-    with pytest.raises(TypeError, match=r"QuantLinear: input_quantizer must be a fastq\.nn\.LSQ or None, got int"):
+    with pytest.raises(TypeError, match=r"QuantLinear: input_quantizer must be a fastq\.nn\.Quantizer or None, got int"):
         QuantLinear.from_float(layer, weight_quantizer=None, input_quantizer=4)
 
 
