@@ -78,7 +78,7 @@ FROZEN = "tests/ops/test_oscillation.py::test_a_frozen_weight_gets_no_gradient_a
 DAMPENED = "tests/ops/test_oscillation.py::test_dampening_is_the_formula_by_autograd"
 TRITON_STEPS = "tests/ops/test_oscillation.py::test_triton_equals_the_reference_in_its_interpreter"
 BORDERS = "tests/deploy/test_conversion.py::test_conv1d"
-CHANNEL = "tests/ops/test_channel_error.py"
+CHANNEL_ERROR = "tests/ops/test_channel_error.py"
 DIRECT = "tests/ops/test_direct.py"
 DIRECT_NN = "tests/nn/test_direct.py"
 DSQ = "tests/ops/test_dsq.py"
@@ -223,21 +223,21 @@ MUTANTS = [
         "csrc/methods/channel_error.h",
         (
             "cpu-channel-sums-fp32", "sums[1] = wide * wide;", "sums[1] = Wide<V>::of(x * x);",
-            f"{CHANNEL}::test_a_variance_far_below_the_mean_square_is_found", "a square that fp32 rounded cancels",
+            f"{CHANNEL_ERROR}::test_a_variance_far_below_the_mean_square_is_found", "a square that fp32 rounded cancels",
         ),
         (
             "cpu-channel-own-term", "terms[1] = select(p[1] == F(0), zero, -rest * q);",
             "terms[1] = select(p[1] == F(0), zero, rest * q);",
-            f"{CHANNEL}::test_gradients_are_derivatives_of_the_surrogates", "a larger code wants a smaller step",
+            f"{CHANNEL_ERROR}::test_gradients_are_derivatives_of_the_surrogates", "a larger code wants a smaller step",
         ),
         (
             "cpu-channel-unused-error", "rest = select(p[1] == F(0), zero, p[1] * (x - p[0] * q));",
             "rest = p[1] * (x - p[0] * q);",
-            f"{CHANNEL}::test_equals_the_reference", "an error that nobody asked for gives no NaN where x is infinite",
+            f"{CHANNEL_ERROR}::test_equals_the_reference", "an error that nobody asked for gives no NaN where x is infinite",
         ),
         (
             "cpu-channel-tail", "static constexpr bool kOwnTerms = true;", "static constexpr bool kOwnTerms = false;",
-            f"{CHANNEL}::test_gradients_are_derivatives_of_the_surrogates", "what pads a tail has a term of its own here",
+            f"{CHANNEL_ERROR}::test_gradients_are_derivatives_of_the_surrogates", "what pads a tail has a term of its own here",
         ),
     ),
     *mutants(
@@ -245,7 +245,7 @@ MUTANTS = [
         (
             "channel-weights-by-spread", "return 1.0 / (max(stats.elements, 1) * (stats.var + eps))",
             "return 1.0 / (max(stats.elements, 1) * (stats.var * 0 + stats.var.mean() + eps))",
-            f"{CHANNEL}::test_a_few_channels_of_high_variance_do_not_decide_the_step_with_the_weighing_on_and_do_with_it_off",
+            f"{CHANNEL_ERROR}::test_a_few_channels_of_high_variance_do_not_decide_the_step_with_the_weighing_on_and_do_with_it_off",
             "each channel by its own variance",
         ),
     ),
@@ -261,7 +261,7 @@ MUTANTS = [
         "triton_kernels/channel_error.py",
         (
             "triton-channel-own-term", "own = tl.where(p[1] == 0, 0.0, -rest * q)", "own = tl.where(p[1] == 0, 0.0, -rest)",
-            f"{CHANNEL}::test_triton_equals_the_reference_in_its_interpreter", "the code belongs to the step's term",
+            f"{CHANNEL_ERROR}::test_triton_equals_the_reference_in_its_interpreter", "the code belongs to the step's term",
         ),
     ),
     *mutants(

@@ -122,7 +122,9 @@ def check_steps(backend: str, dtypes: tuple[torch.dtype, ...], steps: int = 12, 
                         ours.copy_(theirs)
                     ours += jitter.to(DEVICE)
                     theirs += jitter
-                    rates = {"momentum": 0.3 / (t + 1), "threshold": 0.15 if t > 3 else 0.0, "count_first": count_first}
+                    # Once above every frequency: what is frozen stays so.
+                    threshold = 0.0 if t < 3 else 1.0 if t == steps - 1 else 0.15
+                    rates = {"momentum": 0.3 / (t + 1), "threshold": threshold, "count_first": count_first}
                     with fastq.use_backend("reference"):
                         fastq.oscillation_step_(theirs, step, want, **rates, **how)
                     with fastq.use_backend(backend):

@@ -1,6 +1,8 @@
 """The mutation gate's own parts: its table fits the sources, and it tells a fault found from one that cannot run."""
 
+import ast
 import sys
+from collections import Counter
 from dataclasses import replace
 from types import ModuleType
 
@@ -27,6 +29,13 @@ def test_every_mutant_changes_its_file_once(driver: ModuleType) -> None:
         for test in mutant.tests:
             path, _, name = test.partition("::")
             assert f"def {name.partition('[')[0]}" in (ROOT / path).read_text(), test
+
+
+def test_a_name_of_tests_is_given_once() -> None:
+    """A second one of the same name would send the mutants of the first to tests that do not look at them."""
+    body = ast.parse((ROOT / ".ci/mutants.py").read_text()).body
+    names = Counter(target.id for node in body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_a_table_that_does_not_fit_is_no_result(driver: ModuleType) -> None:

@@ -80,6 +80,34 @@ def test_no_sum_depends_on_threads(one_thread: None) -> None:
     assert all(same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_piece_of_every_tensor_is_done(one_thread: None, threads: int) -> None:
+    """Tensors that are cut into several pieces, by elements and (20001 of them) by channels. Outputs hold NaN before the kernels
+    write them: left alone, memory that was free has the right numbers of the call before."""
+    big: list[Any] = [
+        ((600, 200), torch.float32, None, None, 4, True),
+        ((20001, 3), torch.float32, 0, None, 4, True),
+        ((300, 301), torch.float32, 1, None, 4, True),
+        ((40, 2048), torch.bfloat16, None, 32, 4, True),
+    ]
+    weights, steps, gradients, keywords = tensors([*big, *MIX, big[0]])
+    torch.set_num_threads(threads)
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        assert bool(torch.empty(3, device=DEVICE).isnan().all())
+        results = []
+        for quantized in (fastq.foreach_lsq(weights, steps, **keywords), one_by_one(weights, steps, keywords)):
+            results.append([*quantized, *torch.autograd.grad(quantized, [*weights, *steps], gradients)])
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+        torch.set_num_threads(1)
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+    assert not any(bool(t.isnan().any()) for t in results[0])
+
+
 def test_an_output_nobody_uses_gets_no_gradient() -> None:
     weights, steps, gradients, keywords = tensors()
     quantized = fastq.foreach_lsq(weights, steps, **keywords)

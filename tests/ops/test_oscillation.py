@@ -75,6 +75,24 @@ def test_half_way_between_two_codes_the_even_one_is_frozen(backend: str, bits: A
 
 
 @BACKENDS
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.9, 1.0])
+def test_frozen_stays_frozen_when_the_threshold_is_raised_and_the_frequency_decays(backend: str, threshold: float) -> None:
+    w = torch.tensor([0.0, 0.0])
+    with fastq.use_backend(backend):
+        state = fastq.oscillation_step_(w, ONE, bits=3)
+        for code in (1.0, 0.0, 1.0):  # the first turns, the second rests
+            w[0] = code
+            fastq.oscillation_step_(w, ONE, state, bits=3, momentum=0.5, threshold=0.4)
+        assert state.frozen.tolist() == [True, False]
+        held = float(w[0])
+        for _ in range(4):
+            w.fill_(2.0)
+            fastq.oscillation_step_(w, ONE, state, bits=3, momentum=0.5, threshold=threshold)
+            assert state.frozen.tolist() == [True, False] and w.tolist() == [held, 2.0]
+    assert float(state.frequency[0]) < 0.1
+
+
+@BACKENDS
 def test_only_a_turn_counts(backend: str) -> None:
     with fastq.use_backend(backend):
         steps = follow([1, 1, 3, 3, 2, 2, 1, -4, -9, -1], first=0, momentum=0.5)
