@@ -141,6 +141,11 @@ class LearnedQuantizer(Quantizer):
         held = [getattr(self, name) for name in self.learned]
         return [p if p is None or p.dtype == dtype else p.to(dtype) for p in held]
 
+    def _scaled(self, y: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """``y`` times the magnitude of a scale per tensor or per index of the axis."""
+        along = [-1 if d == (self.axis or 0) % y.dim() else 1 for d in range(y.dim())] if self.axis is not None else []
+        return (y * scale.abs().reshape(along)).to(y.dtype)
+
     def _check_shape(self, x: torch.Tensor) -> None:
         name = type(self).__name__
         check_input(name, x)
@@ -164,14 +169,20 @@ class FirstBatch(LearnedQuantizer):
     first. That it happened is kept in the buffer ``initialized`` (uint8: torch.optim.swa_utils subtracts buffers, which bool
     tensors refuse), so that a loaded module goes on from where it was. Under ``torch.compile(fullgraph=True)`` run one batch
     before compiling: the first one looks at its values.
+
+    With ``signed`` None it also decides whether values of both signs are quantized, kept in the buffer ``is_signed``.
     """
 
     initialized: torch.Tensor
+    is_signed: torch.Tensor | None
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, signed: bool | None = True) -> None:
         super().__init__(*args)
+        self.decides_sign = signed is None
         self.register_buffer("initialized", torch.tensor(False, dtype=torch.uint8))
-        self._initialized = False  # what the buffer says, where reading it would wait for a GPU
+        self.register_buffer("is_signed", torch.tensor(False, dtype=torch.uint8) if signed is None else None)
+        # what the buffers say, where reading them would wait for a GPU
+        self._initialized, self._signed = False, bool(signed)
         self.register_load_state_dict_post_hook(_read_buffer)
 
     def _first_values(self, rows: torch.Tensor) -> list[torch.Tensor]:
@@ -189,11 +200,18 @@ class FirstBatch(LearnedQuantizer):
             return
         held = [p for p in (getattr(self, name) for name in self.learned) if p is not None]
         seen = x.numel() > 0
+        group = synchronize and torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self.decides_sign:
+            negative = (x.detach() < 0).any().to(torch.int32)
+            if group:
+                torch.distributed.all_reduce(negative, torch.distributed.ReduceOp.MAX)
+            self._check_sign(bool(negative))
+            self._signed = bool(negative)
         values = torch.zeros(len(held), held[0].numel(), device=x.device)
         if seen:
             with torch.no_grad():
                 values = torch.stack(self._first_values(as_rows(x.detach(), self.axis, self.group_size).float()))
-        if synchronize and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if group:
             votes = values.new_tensor([float(seen)])
             for t in (values, votes):
                 torch.distributed.all_reduce(t)
@@ -205,7 +223,12 @@ class FirstBatch(LearnedQuantizer):
             for parameter, value in zip(held, values, strict=True):
                 parameter.copy_(value.view_as(parameter))
             self.initialized.fill_(True)
+            if self.is_signed is not None:
+                self.is_signed.fill_(self._signed)
         self._initialized = True
+
+    def _check_sign(self, signed: bool) -> None:
+        """Raises where this quantizer cannot have that sign."""
 
     def _forget(self) -> None:
         self.initialized.fill_(False)
@@ -222,3 +245,5 @@ class FirstBatch(LearnedQuantizer):
 def _read_buffer(module: nn.Module, incompatible: Any = None) -> None:
     if isinstance(module, FirstBatch) and not module.initialized.is_meta:
         module._initialized = bool(module.initialized)
+        if module.is_signed is not None:
+            module._signed = bool(module.is_signed)

@@ -109,10 +109,7 @@ class EWGS(FirstBatch):
             y = ewgs_surrogate(x, lower, upper, bits=self.bits, **where)
             self._watch(y)
         y = self._mapped(y)
-        if scale is None:
-            return y
-        along = [-1 if d == (self.axis or 0) % x.dim() else 1 for d in range(x.dim())] if self.axis is not None else []
-        return (y * scale.abs().reshape(along)).to(y.dtype)
+        return y if scale is None else self._scaled(y, scale)
 
     def extra_repr(self) -> str:
         return (

@@ -11,7 +11,7 @@ from ..ops import pact
 from ..ops.pact import check_flags
 from ..ranges import level_count
 from ..reference.lsq import effective_step
-from .base import LearnedQuantizer
+from .base import FirstBatch
 
 __all__ = ["PACT"]
 
@@ -19,7 +19,7 @@ __all__ = ["PACT"]
 INITIAL = {"conv": 8.0, "linear": 10.0}
 
 
-class PACT(LearnedQuantizer):
+class PACT(FirstBatch):
     """Clip to a learned range and fake-quantize: :func:`fastq.pact` with its state.
 
     The clip stays positive by parametrisation: the kernel uses ``max(|alpha|, eps)``, with the sign of alpha on its gradient.
@@ -28,7 +28,8 @@ class PACT(LearnedQuantizer):
 
     Args:
         bits: 1 to 8.
-        calibrated, two_sided, eps: as in :func:`fastq.pact`.
+        calibrated, two_sided, eps: as in :func:`fastq.pact`. ``two_sided=None``: the first batch decides, and where it has a
+            negative element, both sides are quantized.
         init: the first clip, positive: ``"conv"`` 8.0 and ``"linear"`` 10.0, for the input of such a layer; or a number.
         axis: one clip per index of this axis.
         group_size: one clip per so many consecutive elements of the last axis.
@@ -41,27 +42,40 @@ class PACT(LearnedQuantizer):
 
     Attributes:
         alpha: parameter, float32 whatever ``.to()`` or ``.half()`` the model gets (float64 after ``.double()``).
+        two_sided: bool; with None given, what the first batch has decided, and False before.
+        initialized: buffer, uint8; 1 from the start unless ``two_sided`` is None. is_signed: buffer, if it is.
     """
 
     alpha: nn.Parameter
     learned = ("alpha",)
 
     def __init__(
-        self, bits: int, *, calibrated: bool = True, two_sided: bool = False, init: float | str = "conv", axis: int | None = None,
-        group_size: int | None = None, shape: tuple[int, ...] = (1,), eps: float = 1e-8,
+        self, bits: int, *, calibrated: bool = True, two_sided: bool | None = False, init: float | str = "conv",
+        axis: int | None = None, group_size: int | None = None, shape: tuple[int, ...] = (1,), eps: float = 1e-8,
     ) -> None:  # fmt: skip
         level_count("PACT", bits)
-        check_flags("PACT", calibrated=calibrated, two_sided=two_sided)
+        check_flags("PACT", calibrated=calibrated, two_sided=bool(two_sided) if two_sided is None else two_sided)
         if not eps > 0:
             raise ValueError(f"PACT: eps must be positive, got {eps}")
-        super().__init__(axis, group_size, shape, {"alpha": _first(init)})
-        self.bits, self.calibrated, self.two_sided, self.init, self.eps = bits, calibrated, two_sided, init, eps
+        super().__init__(axis, group_size, shape, {"alpha": _first(init)}, signed=two_sided)
+        self.bits, self.calibrated, self.init, self.eps = bits, calibrated, init, eps
+        if two_sided is not None:
+            self.initialized.fill_(True)
+            self._initialized = True
+
+    @property
+    def two_sided(self) -> bool:
+        return self._signed
+
+    def _first_values(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        return [self.alpha.detach().float().flatten()]  # what ``init`` says, not the batch
 
     def _change_bits(self, bits: int) -> None:
         level_count("PACT", bits)
         self.bits = bits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._ready(x)
         (alpha,) = self._parameters_for(x)
         return pact(
             x, alpha, bits=self.bits, calibrated=self.calibrated, two_sided=self.two_sided, axis=self.axis,

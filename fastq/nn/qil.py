@@ -18,7 +18,8 @@ class QIL(FirstBatch):
 
     The first batch sets ``center = width = max|x| / 2``, so that nothing is pruned and nothing clipped, and ``gamma = 1``. This
     is a reconstruction of QIL's initial values, equations not published in the sources we had. The output is not scaled
-    back: a batch norm has to follow.
+    back: a batch norm has to follow, or ``learn_scale`` gives it a factor, at first the one that keeps ``mean|x|`` (ours, not the
+    paper's: for layers without a norm).
 
     Width and gamma stay positive by parametrisation, as in :class:`fastq.nn.PACT`: the kernel uses ``max(|p|, eps)`` with the
     sign of ``p`` on its gradient. That a weight's interval begins at 0 or above is a projection which the kernel does on what
@@ -39,12 +40,14 @@ class QIL(FirstBatch):
         bits: 1 to 8; 2 to 8 for weights.
         weight: whether a weight is quantized (both signs, a learned exponent) or an activation (from 0 up, linear).
         learn_gamma: whether weights have the exponent ``gamma``; False keeps it at 1. Activations have none.
+        signed: of activations: both signs, quantized as a weight without gamma; None: the first batch decides. A weight has both.
+        learn_scale: multiply the output by a learned ``|scale|``; per tensor or ``axis``, not per group.
         axis: one interval per index of this axis.
         group_size: one interval per so many consecutive elements of the last axis.
         shape: of each parameter: ``(C,)`` with ``axis``, ``x.shape[:-1] + (K // group_size,)`` with ``group_size``; else ``(1,)``.
         eps: the smallest width and gamma used.
 
-    Input: ``x`` as :func:`fastq.qil` takes it. Output: of its shape, dtype and layout, between -1 and 1 (0 and 1).
+    Input: ``x`` as :func:`fastq.qil` takes it. Output: of its shape, dtype and layout, between -1 and 1 (0 and 1), times the scale.
 
     Raises:
         TypeError, ValueError: an argument, or later an ``x``, does not fit; the message says what was expected.
@@ -52,7 +55,8 @@ class QIL(FirstBatch):
     Attributes:
         center, width, gamma: parameters, float32 whatever ``.to()`` or ``.half()`` the model gets (float64 after ``.double()``);
             ``gamma`` is None where it is not learned.
-        initialized: buffer, uint8, 0 or 1.
+        scale: parameter of their shape, or None.
+        initialized: buffer, uint8, 0 or 1; is_signed: buffer, where the first batch decides.
 
     Paper: Jung et al., CVPR 2019, https://arxiv.org/abs/1808.05779.
     """
@@ -60,45 +64,60 @@ class QIL(FirstBatch):
     center: nn.Parameter
     width: nn.Parameter
     gamma: nn.Parameter | None
-    learned = ("center", "width", "gamma")
+    scale: nn.Parameter | None
+    learned = ("center", "width", "gamma", "scale")
 
     def __init__(
-        self, bits: int, *, weight: bool, learn_gamma: bool = True, axis: int | None = None, group_size: int | None = None,
-        shape: tuple[int, ...] = (1,), eps: float = 1e-8,
+        self, bits: int, *, weight: bool, learn_gamma: bool = True, signed: bool | None = False, learn_scale: bool = False,
+        axis: int | None = None, group_size: int | None = None, shape: tuple[int, ...] = (1,), eps: float = 1e-8,
     ) -> None:  # fmt: skip
-        for name, value in (("weight", weight), ("learn_gamma", learn_gamma)):
+        for name, value in (("weight", weight), ("learn_gamma", learn_gamma), ("learn_scale", learn_scale)):
             if not isinstance(value, bool):
                 raise TypeError(f"QIL: {name} must be True or False, got {value!r}")
-        level_count("QIL", bits, signed=weight)
+        if not isinstance(signed, bool | None):
+            raise TypeError(f"QIL: signed must be True, False or None, got {signed!r}")
+        level_count("QIL", bits, signed=weight or bool(signed))
+        if learn_scale and group_size is not None:
+            raise ValueError("QIL: group_size needs learn_scale=False; a scale is one per tensor or per index of an axis")
         if not eps > 0:
             raise ValueError(f"QIL: eps must be positive, got {eps}")
         gamma = 1.0 if weight and learn_gamma else None
-        super().__init__(axis, group_size, shape, {"center": 0.5, "width": 0.5, "gamma": gamma})
+        first = {"center": 0.5, "width": 0.5, "gamma": gamma, "scale": 1.0 if learn_scale else None}
+        super().__init__(axis, group_size, shape, first, signed=True if weight else signed)
         self.bits, self.weight, self.eps = bits, weight, eps
 
     def _first_values(self, rows: torch.Tensor) -> list[torch.Tensor]:
         half = rows.abs().amax(1) / 2
         half = torch.where((half > 0) & half.isfinite(), half, 0.5)  # nothing to go by: the interval from 0 to 1
-        return [half, half] if self.gamma is None else [half, half, torch.ones_like(half)]
+        values = [half, half] if self.gamma is None else [half, half, torch.ones_like(half)]
+        if self.scale is None:
+            return values
+        y = qil(rows, half, half, bits=self.bits, weight=self._signed, axis=0, eps=self.eps)
+        scale = rows.abs().mean(1) / y.abs().mean(1)
+        return [*values, torch.where((scale > 0) & scale.isfinite(), scale, 1.0)]
+
+    def _check_sign(self, signed: bool) -> None:
+        level_count("QIL", self.bits, signed=signed)
 
     def _change_bits(self, bits: int) -> None:
-        level_count("QIL", bits, signed=self.weight)
+        level_count("QIL", bits, signed=self._signed)
         self.bits = bits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._ready(x)
-        center, width, gamma = self._parameters_for(x)
-        return qil(
-            x, center, width, gamma, bits=self.bits, weight=self.weight, axis=self.axis, group_size=self.group_size, eps=self.eps
+        center, width, gamma, scale = self._parameters_for(x)
+        y = qil(
+            x, center, width, gamma, bits=self.bits, weight=self._signed, axis=self.axis, group_size=self.group_size, eps=self.eps
         )
+        return y if scale is None else self._scaled(y, scale)
 
     def interval(self) -> tuple[torch.Tensor, torch.Tensor]:
         """``(pruned below, clipped above)``: the interval that the kernels use, in units of ``|x|`` (activations: of ``x``)."""
-        start, length = effective_interval(self.center.detach(), self.width.detach(), self.weight, self.eps)
+        start, length = effective_interval(self.center.detach(), self.width.detach(), self._signed, self.eps)
         return start, start + length
 
     def extra_repr(self) -> str:
         return (
             f"bits={self.bits}, weight={self.weight}, {self._grain()}, intervals={self.width.numel()}, "
-            f"gamma={self.gamma is not None}, initialized={self._initialized}"
+            f"gamma={self.gamma is not None}, scale={self.scale is not None}, initialized={self._initialized}"
         )
