@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..granularity import check_input, compute_dtype, normalize_axis, parameter_shape
+from ..granularity import check_input, compute_dtype, expand, normalize_axis, parameter_shape
 from .initializers import as_rows
 
 __all__ = ["FirstBatch", "Grid", "LearnedQuantizer", "Quantizer"]
@@ -28,13 +28,26 @@ class Grid:
 
         y = step * k + offset                odd:  y = step * (2 * k + 1) + offset
 
+    What a quantizer computes is this to a few ulp of its largest value, and for LSQ, PACT, SAT and DSQ bit for bit.
+
     Attributes:
-        qmin, qmax: of the codes; stored as int8 where they fit.
-        step: positive, float32 (float64 for a float64 quantizer); one element, or one for each channel or group.
+        qmin, qmax: of the codes.
+        step: positive (0 where SAT's weights have no variance), float32 (float64 for a float64 quantizer); one element, or one for
+            each channel or group.
         offset: of the shape of ``step``, or None for 0.
         odd: the grid has no zero: it lies half-way between integers, as that of two-sided PACT or SAT with ``2**bits`` levels.
-        interval: how an input finds its code. None: ``k = round(clip((x - offset) / step, qmin, qmax))``. A pair
-            ``(lower, width)`` of tensors: ``k = round(clip((x - lower) / width, 0, 1) * (qmax - qmin)) + qmin``.
+        interval: a pair ``(lower, width)`` of tensors, or None; how a value finds its code, below.
+        magnitude: the interval is one of ``|x|``, and codes have the sign of ``x``.
+        formula: whether a value finds its code by the formula that follows. Else :meth:`Quantizer.codes` alone knows it: QIL's and
+            SAT's weights go through a power or tanh, frozen weights are where they are. That serves weights, whose codes are
+            stored, and not inputs.
+
+    ::
+
+        without interval  k = round(clip((x - offset) / step, qmin, qmax))
+                     odd  k = round((clip((x - offset) / step, 2*qmin + 1, 2*qmax + 1) - (2*qmin + 1)) / 2) + qmin
+        with interval     k = round(clip((x - lower) / width, 0, 1) * (qmax - qmin)) + qmin
+               magnitude  k = round(clip((|x| - lower) / width, 0, 1) * qmax) * sign(x)
     """
 
     qmin: int
@@ -43,6 +56,15 @@ class Grid:
     offset: torch.Tensor | None = None
     odd: bool = False
     interval: tuple[torch.Tensor, torch.Tensor] | None = None
+    magnitude: bool = False
+    formula: bool = True
+
+    def decode(self, codes: torch.Tensor, axis: int | None = None, group_size: int | None = None) -> torch.Tensor:
+        """The values of ``codes``, of the dtype of ``step``; ``axis`` and ``group_size`` are the quantizer's."""
+        axis, group = normalize_axis("decode", codes, axis, group_size) if self.step.numel() > 1 else (-1, 0)
+        integers = (2 * codes + 1 if self.odd else codes).to(self.step.dtype)
+        y = expand(self.step, codes, axis, group) * integers
+        return y if self.offset is None else y + expand(self.offset, codes, axis, group)
 
 
 class Quantizer(nn.Module):
@@ -80,14 +102,20 @@ class Quantizer(nn.Module):
     def _forget(self) -> None:
         """Let the next batch be the first again."""
 
-    def grid(self) -> Grid:
-        """The values that it gives, by their integer codes. ``TypeError`` where they are not evenly spaced."""
+    def grid(self, x: torch.Tensor | None = None) -> Grid:
+        """The values that it gives in evaluation mode, by their integer codes.
+
+        ``x``: what would be quantized, for a quantizer whose scale follows from it (:class:`SATWeight`); the others look at their
+        parameters alone. Raises ``RuntimeError`` before the first batch, ``TypeError`` where the values are not evenly spaced, or
+        ``x`` is needed.
+        """
         raise TypeError(f"{type(self).__name__} has no integer codes")
 
     def codes(self, x: torch.Tensor) -> torch.Tensor:
         """The integer codes of ``x`` as int32, by the rounding of the forward pass in evaluation mode: :meth:`grid` decodes them.
 
-        Raises ``RuntimeError`` before the first batch, ``TypeError`` or ``ValueError`` where ``x`` does not fit the quantizer.
+        NaN, for which no integer stands, has an arbitrary one. Raises ``RuntimeError`` before the first batch, ``TypeError`` or
+        ``ValueError`` where ``x`` does not fit the quantizer.
         """
         raise TypeError(f"{type(self).__name__} has no integer codes")
 
@@ -229,6 +257,15 @@ class FirstBatch(LearnedQuantizer):
 
     def _check_sign(self, signed: bool) -> None:
         """Raises where this quantizer cannot have that sign."""
+
+    def _require_first_batch(self, what: str) -> None:
+        if not self._initialized:
+            _read_buffer(self)
+            if not self._initialized:
+                raise RuntimeError(
+                    f"{type(self).__name__}: {what}() of a quantizer that has seen no batch, and so has no parameters yet; "
+                    "run one through it"
+                )
 
     def _forget(self) -> None:
         self.initialized.fill_(False)

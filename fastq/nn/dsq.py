@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..granularity import normalize_axis
 from ..ops import dsq
-from ..ops.dsq import check_alpha, check_bits
-from .base import FirstBatch
+from ..ops.dsq import check, check_alpha, check_bits
+from ..reference.dsq import codes, step_width
+from .base import FirstBatch, Grid
 
 __all__ = ["DSQ"]
 
@@ -74,6 +76,24 @@ class DSQ(FirstBatch):
         lower, upper, alpha = self._parameters_for(x)
         soft = self.first_alpha if alpha is None else alpha
         return dsq(x, lower, upper, bits=self.bits, alpha=soft, axis=self.axis, group_size=self.group_size)
+
+    @torch.no_grad()
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """The integer codes of ``x`` as int32, from 0; NaN has an arbitrary one.
+
+        Raises ``RuntimeError`` before the first batch, ``TypeError`` or ``ValueError`` where ``x`` does not fit the quantizer.
+        """
+        self._require_first_batch("codes")
+        lower, upper, _ = self._parameters_for(x)
+        where = normalize_axis("DSQ", x, self.axis, self.group_size)
+        check("DSQ", x, lower, upper, self.first_alpha, *where)
+        return codes(x, lower, upper, check_bits("DSQ", self.bits), *where)
+
+    def grid(self, x: torch.Tensor | None = None) -> Grid:
+        """``y = D * k + lower``, ``k`` from 0 to L, ``D = max(upper - lower, eps) / L``. Raises as :meth:`codes`."""
+        self._require_first_batch("grid")
+        levels, lower = check_bits("DSQ", self.bits), self.lower.detach()
+        return Grid(0, levels, step_width(lower, self.upper.detach(), levels), lower)
 
     def extra_repr(self) -> str:
         return (

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..granularity import compute_dtype, normalize_axis
 from ..ops import ewgs
-from ..ops.ewgs import check_boundary, check_delta
+from ..ops.ewgs import check, check_boundary, check_delta
 from ..ranges import level_count
-from ..reference.ewgs import ewgs_surrogate
-from .base import FirstBatch
+from ..reference.ewgs import codes, ewgs_surrogate
+from ..reference.lsq import effective_step
+from .base import FirstBatch, Grid
 
 __all__ = ["EWGS", "hessian_delta", "set_hessian_deltas"]
 
@@ -103,13 +105,41 @@ class EWGS(FirstBatch):
         self._ready(x)
         lower, upper, scale = self._parameters_for(x)
         where: dict[str, Any] = {"axis": self.axis, "group_size": self.group_size}
+        dtype, x = x.dtype, x.to(compute_dtype(x))  # near 1/2, bf16 cannot tell 256 levels from another
         if self._watch is None:
             y = ewgs(x, lower, upper, bits=self.bits, delta=self.delta, boundary=self.boundary, eps=self.eps, **where)
         else:
             y = ewgs_surrogate(x, lower, upper, bits=self.bits, **where)
             self._watch(y)
         y = self._mapped(y)
-        return y if scale is None else self._scaled(y, scale)
+        return (y if scale is None else self._scaled(y, scale)).to(dtype)
+
+    @torch.no_grad()
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """The integer codes of ``x`` as int32, from 0, for weights from ``-2**(bits-1)``; NaN has an arbitrary one.
+
+        Raises ``RuntimeError`` before the first batch, ``TypeError`` or ``ValueError`` where ``x`` does not fit the quantizer.
+        """
+        self._require_first_batch("codes")
+        lower, upper, _ = self._parameters_for(x)
+        where = normalize_axis("EWGS", x, self.axis, self.group_size)
+        check(x, lower, upper, *where)
+        return codes(x, lower, upper, level_count("EWGS", self.bits), *where, self.eps) + self._lowest()
+
+    def _lowest(self) -> int:
+        return -(2 ** (self.bits - 1)) if self.weight else 0
+
+    def grid(self, x: torch.Tensor | None = None) -> Grid:
+        """``y = |scale|/L * k``, ``k`` from 0 to L; weights ``|scale|/L * (2*k + 1)``, ``k`` from ``-2**(bits-1)``.
+
+        Raises ``RuntimeError`` before the first batch.
+        """
+        self._require_first_batch("grid")
+        levels, low = level_count("EWGS", self.bits), self._lowest()
+        scale = self.lower.new_ones(1) if self.scale is None else self.scale.detach().abs()
+        lower = self.lower.detach()
+        interval = (lower, effective_step(self.upper.detach() - lower, self.eps))
+        return Grid(low, low + levels, scale / levels, odd=self.weight, interval=interval)
 
     def extra_repr(self) -> str:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from ..ops import dampening, frozen_lsq, oscillation_step_
 from ..oscillation import OscillationState, check_range, momentum_in_fp32
 from ..ranges import integer_range
+from .base import Grid
 from .quantizer import LSQ
 
 __all__ = ["OscillationLSQ", "step_oscillations_"]
@@ -125,6 +127,10 @@ class OscillationLSQ(LSQ):
         """The integer codes of ``x`` as int32: those of the forward pass, so frozen ones where it is frozen."""
         codes, state = super().codes(x), self.state
         return codes if state is None else torch.where(state.frozen, state.frozen_codes, codes)
+
+    def grid(self, x: torch.Tensor | None = None) -> Grid:
+        """LSQ's; a frozen code is no function of the weight's value."""
+        return replace(super().grid(), formula=self.state is None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         # A state has the weight's shape, which a new module does not know; and one that was saved before its first batch has none.

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..granularity import normalize_axis
 from ..ops import pact
-from ..ops.pact import check_flags
+from ..ops.pact import check, check_flags
 from ..ranges import level_count
 from ..reference.lsq import effective_step
-from .base import FirstBatch
+from ..reference.pact import codes
+from .base import FirstBatch, Grid
 
 __all__ = ["PACT"]
 
@@ -81,6 +83,22 @@ class PACT(FirstBatch):
             x, alpha, bits=self.bits, calibrated=self.calibrated, two_sided=self.two_sided, axis=self.axis,
             group_size=self.group_size, eps=self.eps,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """The integer codes of ``x`` as int32, from 0, two-sided from ``-2**(bits-1)``; NaN has an arbitrary one."""
+        self._require_first_batch("codes")
+        (alpha,) = self._parameters_for(x)
+        where = normalize_axis("PACT", x, self.axis, self.group_size)
+        check(x, alpha, *where)
+        return codes(x, alpha, level_count("PACT", self.bits), self.two_sided, *where, self.eps)
+
+    def grid(self, x: torch.Tensor | None = None) -> Grid:
+        """``y = A/L * k``, ``k`` from 0 to L; two-sided ``y = A/L * (2*k + 1)``, ``k`` from ``-2**(bits-1)``."""
+        self._require_first_batch("grid")
+        levels = level_count("PACT", self.bits)
+        low = -(2 ** (self.bits - 1)) if self.two_sided else 0
+        return Grid(low, low + levels, self.effective_alpha() / levels, odd=self.two_sided)
 
     def effective_alpha(self) -> torch.Tensor:
         """``max(|alpha|, eps)``: the clip that the kernels use."""

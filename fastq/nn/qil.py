@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..granularity import compute_dtype
 from ..ops import qil
 from ..ranges import level_count
 from ..reference.qil import effective_interval
-from .base import FirstBatch
+from .base import FirstBatch, Grid
 
 __all__ = ["QIL"]
 
@@ -105,11 +106,36 @@ class QIL(FirstBatch):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._ready(x)
-        center, width, gamma, scale = self._parameters_for(x)
-        y = qil(
+        if self.scale is None:
+            return self._normalized(x)
+        scale = self._parameters_for(x)[-1]
+        return self._scaled(self._normalized(x.to(scale.dtype)), scale).to(x.dtype)
+
+    def _normalized(self, x: torch.Tensor) -> torch.Tensor:
+        center, width, gamma, _ = self._parameters_for(x)
+        return qil(
             x, center, width, gamma, bits=self.bits, weight=self._signed, axis=self.axis, group_size=self.group_size, eps=self.eps
         )
-        return y if scale is None else self._scaled(y, scale)
+
+    @torch.no_grad()
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """The integer codes of ``x`` as int32, of both signs for weights; NaN has an arbitrary one.
+
+        They are ``y * L`` of the forward pass without its scale, whose power is not torch's to the last bit. Raises as
+        :meth:`grid`, and where ``x`` does not fit the quantizer.
+        """
+        self._require_first_batch("codes")
+        y = self._normalized(x.to(compute_dtype(x)) if isinstance(x, torch.Tensor) and x.is_floating_point() else x)
+        return (y * level_count("QIL", self.bits, signed=self._signed)).round().to(torch.int32)
+
+    def grid(self, x: torch.Tensor | None = None) -> Grid:
+        """``y = |scale|/L * k``: ``k`` from 0, for both signs from -L, to L. Raises ``RuntimeError`` before the first batch."""
+        self._require_first_batch("grid")
+        levels = level_count("QIL", self.bits, signed=self._signed)
+        step = (self.width.new_ones(1) if self.scale is None else self.scale.detach().abs()) / levels
+        interval = effective_interval(self.center.detach(), self.width.detach(), self._signed, self.eps)
+        low = -levels if self._signed else 0
+        return Grid(low, levels, step, interval=interval, magnitude=self._signed, formula=self.gamma is None)
 
     def interval(self) -> tuple[torch.Tensor, torch.Tensor]:
         """``(pruned below, clipped above)``: the interval that the kernels use, in units of ``|x|`` (activations: of ``x``)."""

@@ -12,7 +12,7 @@ from ..ops import lsq
 from ..ops.lsq import check, gradient_factor
 from ..ranges import BOUNDARIES, integer_range
 from ..reference.lsq import codes, effective_step
-from .base import Quantizer
+from .base import Grid, Quantizer
 from .initializers import INITIALIZERS, initial_values
 
 __all__ = ["LSQ"]
@@ -184,19 +184,28 @@ class LSQ(Quantizer):
     def codes(self, x: torch.Tensor) -> torch.Tensor:
         """The integer codes of ``x`` as int32, by the rounding of the forward pass: ``y = effective_step() * codes + offset``.
 
-        Raises ``RuntimeError`` before the first batch, ``TypeError`` or ``ValueError`` where ``x`` does not fit the quantizer.
+        NaN, for which no integer stands, has an arbitrary one. Raises ``RuntimeError`` before the first batch, ``TypeError`` or
+        ``ValueError`` where ``x`` does not fit the quantizer.
         """
-        if not self._initialized:
-            _read_buffers(self)
-            if not self._initialized:
-                raise RuntimeError(
-                    f"{type(self).__name__}: codes() of a quantizer that has seen no batch, and so has no step yet; "
-                    "run one through it"
-                )
+        self._require_first_batch("codes")
         step, offset = self._parameters_for(x)
         name = type(self).__name__
         check(name, x, step, offset, *normalize_axis(name, x, self.axis, self.group_size))
         return codes(x, step, offset, self.qmin, self.qmax, self.axis, self.group_size, self.eps)
+
+    def grid(self, x: torch.Tensor | None = None) -> Grid:
+        """``y = effective_step() * k + offset``. Raises ``RuntimeError`` before the first batch."""
+        self._require_first_batch("grid")
+        return Grid(self.qmin, self.qmax, self.effective_step(), None if self.offset is None else self.offset.detach())
+
+    def _require_first_batch(self, what: str) -> None:
+        if not self._initialized:
+            _read_buffers(self)
+            if not self._initialized:
+                raise RuntimeError(
+                    f"{type(self).__name__}: {what}() of a quantizer that has seen no batch, and so has no step yet; "
+                    "run one through it"
+                )
 
     def effective_step(self) -> torch.Tensor:
         """``max(|step|, eps)``: the step that the kernels use."""

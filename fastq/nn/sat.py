@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ..granularity import check_input, compute_dtype
 from ..ops import sat_weight
-from ..ops.sat import check_options
-from .base import Quantizer
+from ..ops.sat import check_options, forward_with_scale, resolve
+from ..reference.sat import levels
+from .base import Grid, Quantizer
 
 __all__ = ["SATWeight"]
 
@@ -46,6 +48,38 @@ class SATWeight(Quantizer):
         return sat_weight(
             w, bits=self.bits, scheme=self.scheme, rescale=self.rescale, grad_through_max=self.grad_through_max, n_out=self.n_out
         )
+
+    def _quantized(self, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``y`` unrounded by a half precision, ``s = kappa / L``, and ``y / s``, an integer."""
+        if self.bits is None:
+            raise TypeError("SATWeight: it has no integer codes with bits=None, in full-precision pretraining; give it bits first")
+        check_input("SATWeight", w)
+        w = w.detach().to(compute_dtype(w))
+        arguments = resolve(w, self.bits, self.scheme, self.rescale, self.grad_through_max, self.n_out)
+        y, scale, _, _ = forward_with_scale(w, *arguments[:4])
+        step = (scale[1] / levels(self.bits, arguments[1])).to(w.dtype).reshape(1)
+        return y, step, torch.where(step == 0, 0.0, y / step).round()
+
+    @torch.no_grad()
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """The integer codes of the weight ``x`` as int32, from ``-2**(bits-1)`` to ``2**(bits-1) - 1``.
+
+        They are those of the forward pass, whose tanh is not torch's to the last bit. NaN anywhere gives arbitrary ones. Where
+        ``y`` is 0 throughout, they are 0. Raises ``TypeError`` with ``bits=None``, and as the forward pass.
+        """
+        return (self._quantized(x)[2] / 2).floor().to(torch.int32)
+
+    @torch.no_grad()
+    def grid(self, x: torch.Tensor | None = None) -> Grid:
+        """Schemes "round" and "centered": ``y = kappa/L * (2*k + 1)``; "floor": ``y = 2*kappa/L * k``; ``kappa`` as for ``x``.
+
+        Raises ``TypeError`` with ``bits=None`` or without ``x``, and as the forward pass.
+        """
+        if x is None:
+            raise TypeError("SATWeight: grid needs the weight, grid(weight): the scale follows from it")
+        step, half = self._quantized(x)[1], 2 ** (self.bits - 1) if self.bits else 0
+        even = self.scheme == "floor"
+        return Grid(-half, half - 1, 2 * step if even else step, odd=not even, formula=False)
 
     @torch.no_grad()
     def effective_variance(self, w: torch.Tensor) -> torch.Tensor:

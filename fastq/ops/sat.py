@@ -68,6 +68,18 @@ def _run_backward(backend: str, g: Any, w: Any, scale: Any, index: Any, grad_thr
     return run(g, w, scale, index, grad_through_max)
 
 
+def forward_with_scale(w: torch.Tensor, bits: int, scheme: int, rescale: int, n_out: int) -> tuple[Any, ...]:
+    """``y``; max|tanh(w)|, kappa and VAR[Q] in fp64; the index of the maximum; and the backend that computed them."""
+    check(w, bits, scheme, rescale, n_out)
+    backend = dispatch.select(w)
+    if backend == "triton":
+        from .. import triton_kernels  # noqa: F401  registers the kernels
+    run = reference_forward if backend == "reference" else _forward[backend]
+    y, scale, index = run(w, bits, scheme, rescale, n_out)
+    checks.check_sat("sat_weight", w, scale, rescale)
+    return y, scale, index, backend
+
+
 class SATWeight(torch.autograd.Function):
     """``SATWeight.apply(w, bits, scheme, rescale, n_out, grad_through_max)``.
 
@@ -78,13 +90,7 @@ class SATWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, w: Any, bits: int, scheme: int, rescale: int, n_out: int, grad_through_max: bool = True) -> torch.Tensor:
-        check(w, bits, scheme, rescale, n_out)
-        backend = dispatch.select(w)
-        if backend == "triton":
-            from .. import triton_kernels  # noqa: F401  registers the kernels
-        run = reference_forward if backend == "reference" else _forward[backend]
-        y, scale, index = run(w, bits, scheme, rescale, n_out)
-        checks.check_sat("sat_weight", w, scale, rescale)
+        y, scale, index, backend = forward_with_scale(w, bits, scheme, rescale, n_out)
         ctx.save_for_backward(w, scale, index)
         ctx.backend, ctx.grad_through_max = backend, grad_through_max
         return y

@@ -62,6 +62,11 @@ def _quantize(
     return v, c, c.round() + 0.0, d, low
 
 
+def codes(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, levels: int, axis: int, group_size: int) -> torch.Tensor:
+    """The integer codes ``q`` as int32, of the shape of ``x``; NaN becomes an arbitrary code."""
+    return _quantize(x, lower, upper, levels, axis, group_size)[2].to(torch.int32)
+
+
 def sech2(z: torch.Tensor) -> torch.Tensor:
     """``1 / cosh(z)**2`` to a few ulp, where ``1 - tanh(z)**2`` loses its digits as tanh goes to 1."""
     e = (z.abs() * -2).exp()

@@ -36,6 +36,14 @@ def _position(
     return (x.to(compute_dtype(x)) - expand(lower, x, axis, group_size)) / width, width
 
 
+def codes(
+    x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, levels: int, axis: int, group_size: int, eps: float
+) -> torch.Tensor:
+    """The integer codes ``y * L`` as int32, of the shape of ``x``; NaN becomes an arbitrary code."""
+    t, _ = _position(x, lower, upper, axis, group_size, eps)
+    return (t.clamp(0, 1) * levels).round().to(torch.int32)
+
+
 def ewgs_forward(
     x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, levels: int, axis: int, group_size: int, eps: float
 ) -> torch.Tensor:

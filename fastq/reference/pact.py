@@ -40,6 +40,14 @@ def _quantize(
     return v, q, a, s
 
 
+def codes(
+    x: torch.Tensor, alpha: torch.Tensor, levels: int, two_sided: bool, axis: int, group_size: int, eps: float
+) -> torch.Tensor:
+    """The integer codes as int32, of the shape of ``x``: ``q``, two-sided ``(q - 1) / 2``; NaN becomes an arbitrary code."""
+    q = _quantize(x, alpha, levels, two_sided, axis, group_size, eps)[1]
+    return ((q - 1) / 2 if two_sided else q).to(torch.int32)
+
+
 def pact_forward(
     x: torch.Tensor, alpha: torch.Tensor, levels: int, two_sided: bool, axis: int, group_size: int, eps: float
 ) -> torch.Tensor:

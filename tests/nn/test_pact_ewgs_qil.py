@@ -42,8 +42,13 @@ def function(q, x, parameters):
         return fastq.pact(x, *parameters, bits=q.bits, calibrated=q.calibrated, two_sided=q.two_sided, **where)
     if isinstance(q, QIL):
         return fastq.qil(x, *parameters, bits=q.bits, weight=q.weight, **where)
-    y = fastq.ewgs(x, *parameters, bits=q.bits, delta=q.delta, boundary=q.boundary, **where)
-    return 2 * (y - 0.5) if q.weight else y
+    # in full precision: 2 * (y - 0.5) would double what a level near 1/2 has lost to bf16
+    y = fastq.ewgs(x.to(leaf_dtype(x)), *parameters, bits=q.bits, delta=q.delta, boundary=q.boundary, **where)
+    return (2 * (y - 0.5) if q.weight else y).to(x.dtype)
+
+
+def leaf_dtype(x):
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 @pytest.mark.parametrize("grain", GRAINS)
@@ -56,7 +61,7 @@ def test_output_and_gradients_are_those_of_the_function(dtype, kind, grain):
         for p in q.parameters():
             p.mul_(0.75)  # so that some of x is outside
     x = values(seed=1).to(dtype)
-    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    arithmetic = leaf_dtype(x)
     leaves = [p.detach().to(arithmetic).requires_grad_() for p in q.parameters()]
     left, right = x.clone().requires_grad_(), x.clone().requires_grad_()
     y, expected = q(left), function(q, right, leaves)
@@ -89,6 +94,14 @@ def test_qil_begins_with_everything_inside(grain):
     assert torch.equal(q.gamma, torch.ones_like(q.width))
     pruned, clipped = q.interval()
     assert not pruned.any() and torch.equal(clipped.flatten(), rows.abs().amax(1))
+
+
+def test_ewgs_gives_8_bit_weights_in_bf16_to_their_rounding():
+    """Levels lie 2/255 apart; rounded to bf16 before they are doubled, they would be off by half of that."""
+    q, w = EWGS(8, weight=True), values((64, 64))
+    q(w)
+    rounded = w.bfloat16()
+    torch.testing.assert_close(q(rounded).float(), q(rounded.float()), rtol=2**-8, atol=0.0)
 
 
 @pytest.mark.parametrize("grain", ["tensor", "axis0", "last"])
