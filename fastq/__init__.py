@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .ops.tempered import tempered as tempered
     from .ops.tempered import tempering_decay as tempering_decay
     from .oscillation import OscillationState as OscillationState
+    from .recipes.parameters import param_groups as param_groups
     from .recipes.prepare import prepare as prepare
 
 __version__ = "0.1.0"
@@ -89,6 +90,7 @@ _FUNCTIONS = {
     "qil": "ops",
     "pact": "ops",
     "noise_quant": "ops",
+    "param_groups": "recipes",
     "prepare": "recipes",
     "sat_weight": "ops",
     "save": "deploy",

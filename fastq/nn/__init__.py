@@ -2,7 +2,7 @@
 
 from .base import Grid, Quantizer
 from .channel_error import ChannelError
-from .direct import DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight
+from .direct import DIRECT, DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight
 from .dsq import DSQ
 from .ewgs import EWGS, hessian_delta, set_hessian_deltas
 from .layers import QUANTIZED, QuantConv1d, QuantConv2d, QuantLinear
@@ -15,6 +15,7 @@ from .sat import SATWeight
 from .tempered import Tempered
 
 __all__ = [
+    "DIRECT",
     "DSQ",
     "EWGS",
     "LSQ",

@@ -22,7 +22,7 @@ from ..ops.direct import DTYPES
 from ..reference.direct import nearest_level
 from .base import Quantizer
 
-__all__ = ["DirectConv1d", "DirectConv2d", "DirectLinear", "DirectOptimizer", "DirectWeight"]
+__all__ = ["DIRECT", "DirectConv1d", "DirectConv2d", "DirectLinear", "DirectOptimizer", "DirectWeight"]
 
 LEVELS = ("free", "basis")
 CANDIDATES = 100
@@ -271,6 +271,10 @@ class DirectConv2d(_Direct, nn.Conv2d):  # type: ignore[misc, override]
     """``torch.nn.Conv2d`` whose weight is stored as codes; made by ``from_float(conv, DirectWeight(bits))``."""
 
     _float = nn.Conv2d
+
+
+#: The form of each layer type whose weight is stored as codes.
+DIRECT: dict[type[nn.Module], Any] = {layer._float: layer for layer in (DirectLinear, DirectConv1d, DirectConv2d)}
 
 
 class DirectOptimizer:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..nn import LSQ, QUANTIZED
+from ..nn import DIRECT, QUANTIZED, DirectWeight, Quantizer
 from ..nn.weights import group_weights as group
 from ..tables import table
+from .quantizers import activation_quantizer, weight_quantizer
 from .recipe import LayerRecipe, Recipe
 
 __all__ = ["Layer", "Preparation", "prepare"]
@@ -45,7 +46,10 @@ class Preparation:
         for layer in self.layers:
             r = layer.recipe
             weights, activations = ("float", "float") if r is None else (_width(r.weight_bits), _width(r.activation_bits))
-            grain = "" if r is None or r.weight_bits is None else "per channel" if r.per_channel else "per tensor"
+            grain = "" if r is None or r.weight_bits is None else "per channel" if r.weight_per_channel else "per tensor"
+            if r is not None:
+                weights += f" {r.weight}" * (r.weight_bits is not None)
+                activations += f" {r.activation}" * (r.activation_bits is not None)
             rows.append((layer.name or "(model)", layer.type, weights, grain, activations, layer.note))
         return table(("layer", "type", "weight", "granularity", "activation", "note"), rows)
 
@@ -59,23 +63,40 @@ def _leave_fast_path(model: nn.Module) -> None:
     """In eval mode torch's transformer layers hand the weights of their linear layers to one fused operator, past the
     quantizers. They do not where the activation is unknown to that operator, which is what is said here."""
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, LSQ) for m in module.modules()):
+        if isinstance(module, nn.TransformerEncoderLayer) and any(_is_quantizer(m) for m in module.modules()):
             module.activation_relu_or_gelu = 0
-        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, LSQ) for m in module.modules()):
+        if isinstance(module, nn.TransformerEncoder) and any(_is_quantizer(m) for m in module.modules()):
             module.use_nested_tensor = False
 
 
-def _quantizers(module: nn.Module, r: LayerRecipe) -> dict[str, LSQ | None]:
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    common: dict[str, Any] = {"boundary": r.boundary, "grad_scale": r.grad_scale}
-    weight_quantizer = input_quantizer = None
+def _is_quantizer(module: nn.Module) -> bool:
+    return isinstance(module, (Quantizer, DirectWeight))
+
+
+def _normalized(model: nn.Module) -> set[nn.Module]:
+    """The layers whose output a batch norm takes, by the order in which modules were made: what the layer's next one is."""
+    leaves = [m for m in model.modules() if not any(m.children()) and not isinstance(m, (nn.Identity, nn.Dropout))]
+    found: set[nn.Module] = set()
+    for layer, after in itertools.pairwise(leaves):
+        width = getattr(layer, "out_channels", getattr(layer, "out_features", None))
+        if isinstance(after, nn.modules.batchnorm._BatchNorm) and after.num_features == width:
+            found.add(layer)
+    return found
+
+
+def _quantized(module: Any, r: LayerRecipe, normalized: bool) -> nn.Module:
+    """The quantized form of one layer."""
+    weight: Any = None
+    source = None
     if r.weight_bits is not None:
-        grain: dict[str, Any] = {"axis": 0, "shape": (weight.shape[0],)} if r.per_channel else {}
-        weight_quantizer = LSQ(r.weight_bits, init=r.weight_init, **grain, **common)
+        channels = module.weight.shape[0] if r.weight_per_channel else None
+        weight = weight_quantizer(r.weight, r.weight_bits, r.weight_options, channels=channels, normalized=normalized)
     if r.activation_bits is not None:
-        signed = r.signed_activations
-        input_quantizer = LSQ(r.activation_bits, signed=signed, offset=r.activation_offset, init=r.activation_init, **common)
-    return {"weight_quantizer": weight_quantizer, "input_quantizer": input_quantizer}
+        how: dict[str, Any] = {"signed": r.signed_activations, "linear": isinstance(module, nn.Linear), "normalized": normalized}
+        source = activation_quantizer(r.activation, r.activation_bits, r.activation_options, **how)
+    if isinstance(weight, DirectWeight):
+        return DIRECT[type(module)].from_float(module, weight, source)
+    return QUANTIZED[type(module)].from_float(module, weight_quantizer=weight, input_quantizer=source)
 
 
 def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> Preparation:
@@ -113,7 +134,7 @@ def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> 
     module: nn.Module
     layer_types: tuple[type[nn.Module], ...] = tuple(QUANTIZED)
     for name, module in model.named_modules():
-        if isinstance(module, LSQ):
+        if _is_quantizer(module):
             raise ValueError(f"prepare: the model is prepared already ({name or 'it'} is a quantizer)")
         if isinstance(module, layer_types) and any(is_lazy(p) for p in module.parameters()):
             raise ValueError(f"prepare: layer {name!r} is lazy and not initialised; run a batch through the model first")
@@ -133,7 +154,7 @@ def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> 
     if not chosen:
         raise ValueError("prepare: the model has no Linear, Conv1d or Conv2d layer to quantize")
 
-    layers, new = [], {}
+    layers, new, normalized = [], {}, _normalized(model)
     for name, module in candidates:
         if name not in chosen:
             note = "skipped" if type(module) in QUANTIZED else "a subclass, left as it is"
@@ -148,11 +169,15 @@ def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> 
                     weight_bits=layer_recipe.weight_bits and max(bits, 2),
                     activation_bits=layer_recipe.activation_bits and bits,
                 )
-                note = "first layer" if name == chosen[0] else "last layer"
+            for place, values, at in (("first", recipe.first, chosen[0]), ("last", recipe.last, chosen[-1])):
+                if name == at:
+                    layer_recipe = layer_recipe.changed(values)
+                    if not note and (values or recipe.first_last_bits is not None):
+                        note = f"{place} layer"
             for pattern, values in recipe.overrides.items():
                 if _matches(pattern, names[module], module):
-                    layer_recipe, note = replace(layer_recipe, **values), f"override {pattern!r}"
-            new[module] = QUANTIZED[type(module)].from_float(module, **_quantizers(module, layer_recipe))
+                    layer_recipe, note = layer_recipe.changed(values), f"override {pattern!r}"
+            new[module] = _quantized(module, layer_recipe, module in normalized)
         except ValueError as error:
             raise ValueError(f"prepare: layer {name!r}: {error}") from None
         layers.append(Layer(name, type(module).__name__, layer_recipe, note))

@@ -127,7 +127,8 @@ def test_recipes(case):
 
 
 def test_settings_reach_the_quantizers():
-    settings = {"boundary": "closed", "grad_scale": 0.5, "weight_init": "mse", "activation_init": "lsq+", "activation_offset": True}
+    common = {"boundary": "closed", "grad_scale": 0.5}
+    settings = {"weight_options": common | {"init": "mse"}, "activation_options": common | {"init": "lsq+", "offset": True}}
     model = net()
     prepared(model, signed_activations=True, overrides={"conv": {"per_channel": False, "signed_activations": None}}, **settings)
     for name, layer in model.named_modules():
@@ -172,11 +173,11 @@ def test_the_table():
     assert lines[0].split() == ["layer", "type", "weight", "granularity", "activation", "note"]
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert rows == {
-        "stem": "Conv2d 8 bit per channel 8 bit first layer".split(),
-        "conv": "Conv2d 4 bit per tensor 3 bit override 'conv'".split(),
-        "block.up": "Linear 4 bit per channel 3 bit".split(),
+        "stem": "Conv2d 8 bit lsq per channel 8 bit lsq first layer".split(),
+        "conv": "Conv2d 4 bit lsq per tensor 3 bit lsq override 'conv'".split(),
+        "block.up": "Linear 4 bit lsq per channel 3 bit lsq".split(),
         "block.down": "Linear float float skipped".split(),
-        "head": "Linear 8 bit per channel 8 bit last layer".split(),
+        "head": "Linear 8 bit lsq per channel 8 bit lsq last layer".split(),
     }
 
 

@@ -8,25 +8,24 @@ import re
 import pytest
 
 import fastq
-from fastq.recipes import LayerRecipe, Recipe, lsq
+from fastq.recipes import LayerRecipe, Parameters, Recipe, lsq
 
 
 def test_lsq_is_the_paper():
     recipe = lsq()
     assert recipe == Recipe("lsq", LayerRecipe(), 8, {}, ())
     default = recipe.default
-    assert (default.weight_bits, default.activation_bits, default.weight_init, default.activation_init) == (4, 4, "lsq", "lsq")
-    assert (default.boundary, default.grad_scale, default.activation_offset) == ("open", "lsq", False)
+    assert (default.weight_bits, default.activation_bits, default.weight, default.activation) == (4, 4, "lsq", "lsq")
+    assert (default.weight_options, default.activation_options, default.weight_per_channel) == ({}, {}, True)
     assert recipe is not lsq() and fastq.recipes.lsq is lsq
 
 
 def test_lsq_passes_everything_on():
     recipe = lsq(
         2, None, first_last_bits=None, overrides={"fc": {"weight_bits": 3}}, skip=["head"],
-        per_channel=False, signed_activations=True, activation_offset=True, weight_init="mse", activation_init="lsq+",
-        boundary="rounded", grad_scale=0.5,
+        per_channel=False, signed_activations=True, weight_options={"init": "mse"}, activation_options={"offset": True},
     )  # fmt: skip
-    assert recipe.default == LayerRecipe(2, None, False, True, True, "mse", "lsq+", "rounded", 0.5)
+    assert recipe.default == LayerRecipe(2, None, "lsq", "lsq", False, True, {"init": "mse"}, {"offset": True})
     assert recipe.first_last_bits is None and recipe.overrides == {"fc": {"weight_bits": 3}} and recipe.skip == ("head",)
 
 
@@ -34,7 +33,8 @@ def test_lsq_passes_everything_on():
     "change",
     [
         {"weight_bits": 3}, {"activation_bits": 3}, {"first_last_bits": 4}, {"first_last_bits": None}, {"skip": ("a",)},
-        {"overrides": {"a": {"weight_bits": 2}}}, {"per_channel": False}, {"grad_scale": 1.0}, {"boundary": "closed"},
+        {"overrides": {"a": {"weight_bits": 2}}}, {"per_channel": False}, {"weight_options": {"grad_scale": 1.0}},
+        {"activation_options": {"boundary": "closed"}}, {"signed_activations": False},
     ],
 )  # fmt: skip
 def test_equal_is_every_setting(change):
@@ -43,8 +43,8 @@ def test_equal_is_every_setting(change):
 
 
 def test_repr_makes_the_recipe_again():
-    recipe = lsq(2, 3, overrides={"conv*": {"weight_bits": 8}}, skip=("head",), grad_scale=0.25)
-    assert eval(repr(recipe)) == recipe
+    recipe = lsq(2, 3, overrides={"conv*": {"weight_bits": 8}}, skip=("head",), weight_options={"grad_scale": 0.25})
+    assert eval(repr(recipe), {"Recipe": Recipe, "LayerRecipe": LayerRecipe, "Parameters": Parameters}) == recipe
     assert pickle.loads(pickle.dumps(recipe)) == recipe == copy.deepcopy(recipe)
 
 
@@ -76,15 +76,37 @@ WRONG = [
     ({"activation_bits": 4.0}, TypeError, "recipe: activation_bits: bits must be an int from 1 to 8.*got 4.0"),
     ({"activation_bits": True}, TypeError, "recipe: activation_bits: bits must be an int from 1 to 8.*got True"),
     ({"activation_bits": 1, "signed_activations": True}, ValueError, "recipe: activation_bits: .*1 bit must be signed=False"),
-    ({"per_channel": 1}, TypeError, "recipe: per_channel must be True or False, got 1"),
-    ({"activation_offset": None}, TypeError, "recipe: activation_offset must be True or False, got None"),
+    ({"per_channel": 1}, TypeError, "recipe: per_channel must be True, False or None, got 1"),
+    ({"weight": "lsqq"}, ValueError, "recipe: weight has no quantizer 'lsqq'; did you mean 'lsq'? known are lsq, oscillation"),
+    ({"activation": "sat"}, ValueError, "recipe: activation has no quantizer 'sat'.*known are lsq, pact, qil"),
+    ({"weight": "sat", "per_channel": True}, ValueError, "recipe: per_channel must be False or None for the quantizer 'sat'"),
+    (
+        {"activation": "dsq", "signed_activations": True}, ValueError,
+        "recipe: signed_activations must be None for the quantizer 'dsq', which fits its range",
+    ),
+    ({"weight_options": ["init"]}, TypeError, "recipe: weight_options must map options of the quantizer to values, got list"),
+    (
+        {"weight_options": {"boundry": "open"}}, ValueError,
+        "recipe: weight_options: the quantizer 'lsq' has no option 'boundry'; did you mean 'boundary'? known are boundary, eps",
+    ),
+    ({"weight_options": {"axis": 1}}, ValueError, "recipe: weight_options: the quantizer 'lsq' has no option 'axis'"),
+    ({"activation": "pact", "activation_options": {"init": -1.0}}, ValueError, "recipe: activation_options: PACT: init must be"),
+    ({"weight": "direct", "weight_options": {"rho": 2}}, ValueError, "recipe: weight_options: DirectWeight: rho must be from 0"),
+    ({"weight": "ewgs", "weight_bits": (-3, 3)}, TypeError, "recipe: weight 'ewgs': "),
     ({"signed_activations": "yes"}, TypeError, "recipe: signed_activations must be True, False or None, got 'yes'"),
-    ({"weight_init": "max"}, ValueError, "recipe: weight_init must be one of lsq, lsq+, mse, got 'max'"),
-    ({"activation_init": "max"}, ValueError, "recipe: activation_init must be one of lsq, lsq+, mse, got 'max'"),
-    ({"boundary": "shut"}, ValueError, "recipe: boundary must be one of open, closed, rounded, got 'shut'"),
-    ({"grad_scale": "lqs"}, ValueError, "recipe: grad_scale must be a float, 'lsq' or 'lsq-full', got 'lqs'"),
-    ({"grad_scale": None}, TypeError, "recipe: grad_scale must be a float, 'lsq' or 'lsq-full', got NoneType"),
-]
+    (
+        {"weight_options": {"init": "max"}}, ValueError,
+        "recipe: weight_options: LSQ: init must be one of lsq, lsq+, mse, got 'max'",
+    ),
+    (
+        {"activation_options": {"boundary": "shut"}}, ValueError,
+        "recipe: activation_options: LSQ: boundary must be one of open, closed, rounded, got 'shut'",
+    ),
+    (
+        {"activation_options": {"grad_scale": "lqs"}}, ValueError,
+        "recipe: activation_options: LSQ: grad_scale must be a float, 'lsq' or 'lsq-full', got 'lqs'",
+    ),
+]  # fmt: skip
 
 
 def pattern(message):
@@ -115,7 +137,7 @@ def test_wrong_settings(settings, error, message):
         ({"overrides": {4: {}}}, TypeError, "recipe: overrides must map patterns to settings, got the pattern 4"),
         (
             {"overrides": {"fc": {"bits": 4}}}, ValueError,
-            "recipe: overrides['fc'] has no setting 'bits'; known are activation_bits, activation_init.*weight_init",
+            "recipe: overrides['fc'] has no setting 'bits'.*known are activation, activation_bits.*weight_options",
         ),
     ],
 )  # fmt: skip
@@ -125,7 +147,7 @@ def test_wrong_recipes(arguments, error, message):
 
 
 def test_settings_that_do_not_exist():
-    with pytest.raises(TypeError, match=r"lsq: no setting 'weight_bit'; known are activation_bits.*weight_init"):
+    with pytest.raises(TypeError, match=r"lsq: no setting 'weight_bit'; did you mean 'weight_bits'\? known are activation"):
         lsq(weight_bit=4)
     with pytest.raises(TypeError, match="recipe: default must be a LayerRecipe, got dict"):
         Recipe("mine", {"weight_bits": 4})
