@@ -226,6 +226,6 @@ def attach(recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, *
     for part, kind in (("freezing", OscillationLSQ), ("tempering", Tempered)):
         if getattr(recipe, part) is not None and not any(isinstance(m, kind) for m in modules):
             raise ValueError(
-                f"attach: recipe {recipe.name!r} has {part}, but the model no {kind.__name__}: another one prepared it"
+                f"attach: recipe {recipe.name!r} has {part}, but the model has no {kind.__name__}; prepare it with this recipe"
             )
     return Training(recipe, model, optimizer, steps)
