@@ -28,8 +28,9 @@ $(CUDA_BIN)/.ready: requirements-cuda.txt requirements-compat.txt
 	$(CUDA_BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-compat.txt
 	@touch $@
 
-demo: $(VENV)/.ready ## train a low-bit network on handwritten digits, convert it to integers, compare (3 minutes)
-	$(BIN)/python -m fastq demo
+RECIPE   ?= lsq
+demo: $(VENV)/.ready ## train a low-bit network on handwritten digits, convert it to integers, compare (3 minutes; RECIPE=qil: another)
+	$(BIN)/python -m fastq demo --recipe $(RECIPE)
 
 test: $(VENV)/.ready ## prove it: the whole test suite
 	$(BIN)/python -m pytest -m "not cuda_compile and not huge" $(PYTEST)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import functools
 import json
 import statistics
 import sys
@@ -23,6 +25,7 @@ BATCH = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
+    parser.add_argument("--recipe", default="lsq", metavar="NAME", help="which of fastq.recipes.RECIPES trains them (default lsq)")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), metavar="DIR", help="for results (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images (default 0)")
     parser.add_argument("--epochs", type=positive_integer, default=12, help="passes over the images per network (default 12)")
@@ -84,32 +87,51 @@ def predictions(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return model.eval()(x).argmax(1)
 
 
+def recipe_for(name: str, bits: int) -> Any:
+    """The recipe ``name`` for a run of a few hundred steps."""
+    from fastq.recipes import RECIPES
+
+    # a frequency that looks back on 1000 steps would see nothing of so short a run
+    short = {"momentum": 0.01} if name.startswith("oscillation") else {}
+    return RECIPES[name](weight_bits=bits, activation_bits=bits, **short)
+
+
 def train(
-    model: nn.Module, data: tuple[torch.Tensor, ...], epochs: int, rate: float, seed: int, advance: Callable[[], None]
-) -> list[float]:
+    model: nn.Module, data: tuple[torch.Tensor, ...], epochs: int, rate: float, seed: int, advance: Callable[[], None],
+    recipe: Any = None,
+) -> list[float]:  # fmt: skip
     """Adam with a cosine; returns the test accuracy after every epoch."""
+    import fastq
+
     x, y, test_x, test_y = data
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), rate)
+    optimizer = torch.optim.Adam(fastq.param_groups(model, recipe, lr=rate))
     steps = epochs * -(-len(x) // BATCH)
+    run = None if recipe is None else fastq.recipes.attach(recipe, model, optimizer, steps=steps)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     curve = []
     for _ in range(epochs):
         model.train()
         for batch in torch.randperm(len(x), generator=generator).to(x.device).split(BATCH):
             optimizer.zero_grad()
-            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            loss = F.cross_entropy(model(x[batch]), y[batch])
+            (loss if run is None else loss + run.loss()).backward()
             optimizer.step()
             schedule.step()
             advance()
+        if run is not None:
+            run.before_evaluation(x.split(BATCH))
         curve.append(float((predictions(model, test_x) == test_y).float().mean()))
     return curve
 
 
 def step_times(
-    start: nn.Module, model: nn.Module, data: tuple[torch.Tensor, ...], compiled: bool, rounds: int
+    start: nn.Module, model: nn.Module, data: tuple[torch.Tensor, ...], compiled: bool, rounds: int, recipe: str
 ) -> dict[str, float | str]:
-    """Milliseconds of a training step without and with each kind of quantizer: interleaved medians, or why there is none."""
+    """Milliseconds of a training step without and with each kind of quantizer: interleaved medians, or why there is none.
+
+    Eager and compiled are LSQ as it is written in plain PyTorch; for another recipe eager is the package's reference.
+    """
     import fastq
     from fastq.reference.lsq import lsq_surrogate
 
@@ -122,7 +144,11 @@ def step_times(
                 q.forward = lambda t, q=q: function(t, q.step, qmin=q.qmin, qmax=q.qmax, offset=q.offset, axis=q.axis)  # type: ignore
         return network
 
-    def step(network: nn.Module) -> float:
+    def step(network: nn.Module, backend: str | None = None) -> float:
+        with contextlib.nullcontext() if backend is None else fastq.use_backend(backend):
+            return timed(network)
+
+    def timed(network: nn.Module) -> float:
         network.zero_grad()
         if x.is_cuda:
             torch.cuda.synchronize()
@@ -132,9 +158,16 @@ def step_times(
             torch.cuda.synchronize()
         return 1e3 * (time.perf_counter() - start)
 
-    networks = {"none (fp32)": copy.deepcopy(start).train(), "eager": variant(lsq_surrogate), "fastq": variant(None)}
+    own = recipe == "lsq"
+    networks = {
+        "none (fp32)": copy.deepcopy(start).train(),
+        "eager": variant(lsq_surrogate if own else None),
+        "fastq": variant(None),
+    }
     result: dict[str, float | str] = {}
-    if not compiled:
+    if not own:
+        result["compiled"] = "measured for lsq alone"
+    elif not compiled:
         result["compiled"] = "not measured (--quick)"
     else:
         try:
@@ -147,14 +180,16 @@ def step_times(
     times: dict[str, list[float]] = {name: [] for name in networks}
     for number in range(rounds + 2):
         for name, network in networks.items():
-            taken = step(network)
+            taken = step(network, "reference" if name == "eager" and not own else None)
             if number >= 2:
                 times[name].append(taken)
     result |= {name: statistics.median(values) for name, values in times.items()}
     return {name: result[name] for name in ("none (fp32)", "eager", "compiled", "fastq")}
 
 
-def picture(path: Path, curves: dict[str, list[float]], networks: dict[str, nn.Module], times: dict[str, float | str]) -> None:
+def picture(
+    path: Path, curves: dict[str, list[float]], networks: dict[str, nn.Module], times: dict[str, float | str], recipe: str
+) -> None:
     """Learning curves, the weights of one layer on their grid, and the time of a step."""
     import matplotlib
 
@@ -168,7 +203,13 @@ def picture(path: Path, curves: dict[str, list[float]], networks: dict[str, nn.M
     axes[0, 0].legend()
     for axis, name in zip((axes[1, 0], axes[1, 1]), ("W4A4", "W2A2"), strict=True):
         layer: Any = networks[name].get_submodule("block2.conv2")
-        q = layer.weight_quantizer
+        q: Any = getattr(layer, "weight_quantizer", None)
+        if recipe != "lsq":
+            with torch.no_grad():
+                levels, counts = (layer.weight if q is None else q(layer.weight)).flatten().cpu().unique(return_counts=True)
+            axis.vlines(levels, 0, counts, color="tab:blue", linewidth=3 if len(levels) < 32 else 0.8)
+            axis.set(title=f"{name}: quantized weights of block2.conv2", xlabel="value", ylabel="weights", ylim=(0, None))
+            continue
         v = (layer.weight.detach() / q.effective_step().view(-1, 1, 1, 1)).flatten().cpu()
         axis.hist(v.clamp(q.qmin - 1, q.qmax + 1).numpy(), bins=120, color="tab:blue", alpha=0.8)
         for code in range(q.qmin, q.qmax + 1):
@@ -188,6 +229,21 @@ def picture(path: Path, curves: dict[str, list[float]], networks: dict[str, nn.M
     plt.close(figure)
 
 
+def without_integers(model: nn.Module) -> list[str]:
+    """A line for the layers that have no integer product, and why."""
+    import fastq
+
+    named = list(model.named_modules())
+    raw = [n for n, m in named if getattr(m, "weight_quantizer", None) is not None and getattr(m, "input_quantizer", None) is None]
+    looked_up = [n for n, m in named if isinstance(getattr(m, "direct", None), fastq.nn.DirectWeight)]
+    lines = []
+    if raw:
+        lines.append(f"In floating point: {', '.join(raw)}; the recipe leaves the input as it comes.")
+    if looked_up:
+        lines.append(f"By look-up: {', '.join(looked_up)}; learned levels are not evenly spaced, so there is no integer product.")
+    return lines
+
+
 def run(args: argparse.Namespace) -> int:
     """The command: 0; 2 for a folder, device or package that cannot be used."""
     try:
@@ -201,7 +257,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     import fastq
+    from fastq.recipes.quantizers import nearest
 
+    if args.recipe not in fastq.recipes.RECIPES:
+        print(f"demo: there is no recipe {args.recipe!r}{nearest(args.recipe, fastq.recipes.RECIPES)}", file=sys.stderr)
+        return 2
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / ".writable").write_text("")
@@ -228,10 +288,11 @@ def run(args: argparse.Namespace) -> int:
         for bits, rate in ((0, 3e-3), (4, 2e-3), (2, 2e-3)):
             name = f"W{bits}A{bits}" if bits else "full precision"
             task = progress.add_task(name, total=epochs * per_epoch)
-            if bits:
-                recipe = fastq.recipes.lsq(weight_bits=bits, activation_bits=bits)
+            recipe = recipe_for(args.recipe, bits) if bits else None
+            if recipe is not None:
                 networks[name] = fastq.prepare(copy.deepcopy(start), recipe).model
-            curves[name] = train(networks[name], data, epochs, rate, args.seed, lambda task=task: progress.advance(task))  # type: ignore
+            advance = functools.partial(progress.advance, task)
+            curves[name] = train(networks[name], data, epochs, rate, args.seed, advance, recipe)
 
     test_x, test_y = data[2:]
     fp32_bytes = sum(t.numel() * t.element_size() for t in start.state_dict().values())
@@ -245,11 +306,11 @@ def run(args: argparse.Namespace) -> int:
             "differing predictions": report.differing_predictions, "flips": report.flips, "codes": report.codes,
             "largest logit difference": report.largest_logit_difference, "bytes": size,
         }  # fmt: skip
-    times = step_times(start, networks["W4A4"], data, not args.quick, 3 if args.quick else 20)
+    times = step_times(start, networks["W4A4"], data, not args.quick, 3 if args.quick else 20, args.recipe)
 
     console = Console()
     console = Console(width=max(console.width, 110))  # piped, rich takes 80 columns and breaks the headings
-    table = Table(title=f"Handwritten digits: {len(test_y)} test images")
+    table = Table(title=f"Handwritten digits, recipe {args.recipe}: {len(test_y)} test images")
     for column in ("", "accuracy", "integers", "differing predictions", "flipped codes", "largest logit difference", "bytes"):
         table.add_column(column, justify="right" if column else "left", no_wrap=bool(not column))
     for name, row in rows.items():
@@ -267,7 +328,11 @@ def run(args: argparse.Namespace) -> int:
     for name, value in times.items():
         speed.add_row(name, f"{value:.1f} ms" if isinstance(value, float) else value)
     console.print(speed)
-    picture(args.output / "demo.png", curves, networks, times)
-    (args.output / "demo.json").write_text(json.dumps({"networks": rows, "curves": curves, "step_ms": times}, indent=2) + "\n")
+    picture(args.output / "demo.png", curves, networks, times, args.recipe)
+    (args.output / "demo.json").write_text(
+        json.dumps({"recipe": args.recipe, "networks": rows, "curves": curves, "step_ms": times}, indent=2) + "\n"
+    )
+    for why in without_integers(networks["W4A4"]):
+        console.print(why)
     console.print(f"Picture, numbers and the saved networks: {args.output}")
     return 0

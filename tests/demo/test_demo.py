@@ -71,3 +71,18 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     done = demo("--output", tmp_path / "file" / "below")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "cannot write to --output" in done.stderr
+
+
+def test_another_recipe(tmp_path):
+    done = demo("--quick", "--device", DEVICE, "--recipe", "sat", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "demo.json").read_text())
+    assert result["recipe"] == "sat" and "recipe sat" in done.stdout
+    assert [result["networks"][name]["differing predictions"] for name in ("W4A4", "W2A2")] == [0, 0]
+    assert "In floating point: stem; the recipe leaves the input as it comes." in done.stdout
+
+
+def test_an_unknown_recipe_is_told_its_nearest(tmp_path):
+    done = demo("--recipe", "lsqplus", "--output", tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("demo: there is no recipe 'lsqplus'; did you mean 'lsq_plus'? known are lsq, lsq_plus, pact")
