@@ -2,16 +2,21 @@
 
 from .comparison import Comparison, LayerComparison, compare
 from .conversion import convert
-from .layers import IntegerConv, IntegerLayer, IntegerLinear
+from .layers import CodedLayer, Codes, IntegerConv, IntegerLayer, IntegerLinear, LookupConv, LookupLayer, LookupLinear
 from .storage import FormatError, load, save
 
 __all__ = [
+    "CodedLayer",
+    "Codes",
     "Comparison",
     "FormatError",
     "IntegerConv",
     "IntegerLayer",
     "IntegerLinear",
     "LayerComparison",
+    "LookupConv",
+    "LookupLayer",
+    "LookupLinear",
     "compare",
     "convert",
     "load",

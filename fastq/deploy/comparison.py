@@ -9,19 +9,22 @@ import torch
 from torch import nn
 
 from ..tables import table
-from .layers import IntegerLayer
+from .layers import CodedLayer, IntegerLayer
 
 __all__ = ["Comparison", "LayerComparison", "compare"]
 
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """One layer: how many input codes there were, how many differ, and the largest difference of its int32 accumulators."""
+    """One layer: how many input codes there were, how many differ, and the largest difference of its int32 accumulators.
+
+    The last is None for a look-up layer, which has none; one whose input is not quantized has no codes either.
+    """
 
     name: str
     codes: int
     flips: int
-    largest_accumulator_difference: int
+    largest_accumulator_difference: int | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,10 @@ class Comparison:
         return sum(layer.flips for layer in self.layers)
 
     def __str__(self) -> str:
-        rows = [(x.name, f"{x.codes:,}", f"{x.flips:,}", f"{x.largest_accumulator_difference:,}") for x in self.layers]
+        rows = []
+        for x in self.layers:
+            difference = x.largest_accumulator_difference
+            rows.append((x.name, f"{x.codes:,}", f"{x.flips:,}", "-" if difference is None else f"{difference:,}"))
         rows.append(("total", f"{self.codes:,}", f"{self.flips:,}", ""))
         return (
             f"{table(('layer', 'codes', 'flips', 'accumulator difference'), rows)}\n"
@@ -61,13 +67,14 @@ def compare(model: nn.Module, converted: nn.Module, x: torch.Tensor) -> Comparis
     networks must return one tensor of logits ``(N, classes, ...)``, else ``TypeError``. Codes differ where the rounding of fp32
     on the way carries a value over a tie: equal predictions alone would hide that.
     """
-    integers = {name: module for name, module in converted.named_modules() if isinstance(module, IntegerLayer)}
+    integers = {name: module for name, module in converted.named_modules() if isinstance(module, CodedLayer)}
     if not integers:
         raise ValueError("compare: converted has no integer layer; give the network that fastq.convert returns")
     if missing := [name for name in integers if name not in dict(model.named_modules())]:
         raise ValueError(f"compare: model has no layer {missing[0]!r}; give the network that was converted")
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in integers}
-    totals = {name: [0, 0, 0] for name in integers}
+    totals: dict[str, list[Any]] = {name: [0, 0, 0 if isinstance(m, IntegerLayer) else None] for name, m in integers.items()}
+    coded = [name for name, module in integers.items() if module.inputs is not None]
 
     def remember(name: str) -> Any:
         # the integer layer's quantize gives the codes of the fake quantizer, bit for bit (tests/deploy), in int8
@@ -76,17 +83,18 @@ def compare(model: nn.Module, converted: nn.Module, x: torch.Tensor) -> Comparis
     def measure(name: str) -> Any:
         def hook(module: Any, arguments: Any) -> None:
             before, now = inputs[name].pop(0), module.quantize(arguments[0])
-            difference = module.accumulate(before).long() - module.accumulate(now).long()
             total = totals[name]
             total[0] += now.numel()
             total[1] += int((before != now).sum())
-            total[2] = max(total[2], int(difference.abs().max()) if difference.numel() else 0)
+            if total[2] is not None:
+                difference = module.accumulate(before).long() - module.accumulate(now).long()
+                total[2] = max(total[2], int(difference.abs().max()) if difference.numel() else 0)
 
         return hook
 
     modes = {module: module.training for module in model.modules()}
-    hooks = [model.get_submodule(name).register_forward_pre_hook(remember(name)) for name in integers]
-    hooks += [module.register_forward_pre_hook(measure(name)) for name, module in integers.items()]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(remember(name)) for name in coded]
+    hooks += [integers[name].register_forward_pre_hook(measure(name)) for name in coded]
     try:
         model.eval()
         first, second = model(x), converted(x)

@@ -8,16 +8,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layers import IntegerConv, IntegerLayer, IntegerLinear, take_hooks
+from ..nn import DirectWeight, Grid
+from .layers import (
+    CodedLayer,
+    Codes,
+    IntegerConv,
+    IntegerLayer,
+    IntegerLinear,
+    LookupConv,
+    LookupLayer,
+    LookupLinear,
+    take_hooks,
+)
 
 __all__ = ["convert"]
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """A linear or convolution layer of ``fastq.nn`` with quantizers for both its weight and its input."""
+    """A layer of ``fastq.nn`` that has, in use, quantizers for both its weight and its input; or a weight of codes."""
     if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
         return False
-    return getattr(module, "weight_quantizer", None) is not None and getattr(module, "input_quantizer", None) is not None
+    if isinstance(getattr(module, "direct", None), DirectWeight):
+        return True
+    both = getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None)
+    return all(quantizer is not None and quantizer.enabled for quantizer in both)
 
 
 def convert(model: nn.Module) -> nn.Module:
@@ -29,12 +43,16 @@ def convert(model: nn.Module) -> nn.Module:
     the rounding of that layer's product: fp32; bf16 or fp16 in such a model; TF32 where a GPU's convolutions are allowed it
     (``torch.backends.cudnn.allow_tf32``, which is on by default: turn it off to compare).
 
-    Everything else is kept: batch norm stays an affine after the integer product, layers with a missing quantizer compute as
-    before, forward hooks stay on their layers. The copy is in eval mode, whatever mode ``model`` is in, and gives no gradients
-    through integer layers.
+    A layer whose weight is a :class:`fastq.nn.DirectWeight` becomes a :class:`~fastq.deploy.LookupLinear` or
+    :class:`~fastq.deploy.LookupConv`: its levels are not evenly spaced and have no integer product. Its output has the same bits.
 
-    Supported: weights quantized per tensor, per channel (axis 0) and, for linear layers, per group; inputs per tensor, with or
-    without a learned offset; any stride, padding, dilation and groups.
+    Everything else is kept: batch norm stays an affine after the integer product, layers with a missing quantizer, or with one
+    that is not enabled, compute as before, forward hooks stay on their layers. The copy is in eval mode, whatever mode ``model``
+    is in, and gives no gradients through integer layers.
+
+    Supported: every quantizer of ``fastq.nn``, by its :class:`~fastq.nn.Grid`. Weights quantized per tensor, per channel (axis 0)
+    and, for linear layers, per group; inputs per tensor; either with an offset; any stride, padding, dilation and groups. Inputs
+    need a grid with a formula, so that a power (QIL's weights) or frozen codes serve weights alone.
 
     Raises:
         TypeError: ``model`` is no ``torch.nn.Module``.
@@ -43,14 +61,14 @@ def convert(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
-    made: dict[nn.Module, IntegerLayer] = {}
+    made: dict[nn.Module, CodedLayer] = {}
     with torch.no_grad():
         for name, module in model.named_modules():
             if is_quantized(module):
                 try:
-                    made[module] = integer_layer(module)
+                    made[module] = lookup_layer(module) if hasattr(module, "direct") else integer_layer(module)
                     take_hooks(made[module], module)
-                except ValueError as error:
+                except (TypeError, ValueError) as error:
                     raise ValueError(f"convert: layer {name or '(the model itself)'}: {error}") from None
     if not made:
         raise ValueError("convert: model has no layer with a weight and an input quantizer; call fastq.prepare first")
@@ -59,59 +77,139 @@ def convert(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def check_quantizer(which: str, quantizer: Any) -> None:
-    """Both kinds of quantizer: initialised, finite."""
+def grid_of(which: str, quantizer: Any, x: torch.Tensor | None = None) -> Grid:
+    """Of a quantizer that has seen its first batch; finite."""
     state = getattr(quantizer, "initialized", None)
     if state is not None and not bool(state):
         raise ValueError(f"its {which} quantizer is not initialised; run a batch through the model in training mode first")
-    if not bool(quantizer.step.isfinite().all()):
-        raise ValueError(f"its {which} quantizer has a step of inf or NaN")
+    grid: Grid = quantizer.grid(x)
+    for name, t in {"a step": grid.step, "an offset": grid.offset}.items():
+        if t is not None and not bool(t.isfinite().all()):
+            raise ValueError(f"its {which} quantizer has {name} of inf or NaN")
+    if grid.interval is not None and not all(bool(t.isfinite().all()) for t in grid.interval):
+        raise ValueError(f"its {which} quantizer has an interval of inf or NaN")
+    return grid
+
+
+def input_coding(quantizer: Any) -> tuple[Grid, Codes, dict[str, torch.Tensor | None]]:
+    """The grid of an input quantizer, its codes, and what :class:`CodedLayer` finds them by."""
+    grid = grid_of("input", quantizer)
+    interval = (None, None) if grid.interval is None else grid.interval
+    if any(t is not None and t.numel() != 1 for t in (grid.step, *interval)):
+        raise ValueError("its input quantizer has more than one step; a sum of integers needs one step per tensor")
+    if not grid.formula:
+        kind = type(quantizer).__name__
+        raise ValueError(
+            f"its input quantizer, {kind}, is one of weights: its codes follow from no formula that an integer layer has"
+        )
+    parts = {"input_step": grid.step, "input_offset": grid.offset, "input_lower": interval[0], "input_width": interval[1]}
+    tensors = {name: None if t is None else t.reshape(1).clone() for name, t in parts.items()}
+    return grid, codes_of("input", grid), tensors
+
+
+def codes_of(which: str, grid: Grid) -> Codes:
+    try:
+        return Codes(grid.qmin, grid.qmax, grid.odd)
+    except ValueError:
+        raise ValueError(f"its {which} codes, {grid.qmin} to {grid.qmax}, do not fit 8 bits") from None
+
+
+def weight_coding(layer: Any) -> tuple[torch.Tensor, Codes, torch.Tensor, torch.Tensor | None, int | None]:
+    """A layer's weight: stored codes; what they stand for; step and offset per output channel, ``(groups, O)`` per group, or of one
+    element; and the size of a group, or None."""
+    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+    if bool(weight.isnan().any()):
+        raise ValueError("its weight holds NaN, which no integer stands for")
+    grid = grid_of("weight", quantizer, weight)
+    axis, group = getattr(quantizer, "axis", None), None
+    if grid.step.numel() != 1:  # one step serves all, however the codes were found
+        group = getattr(quantizer, "group_size", None) or None
+        if group is not None and not isinstance(layer, nn.Linear):
+            raise ValueError("its weights are quantized per group, which only linear layers have in integers")
+        if group is None and (axis is None or axis % weight.dim() != 0):
+            raise ValueError(f"its weights are quantized along axis {axis}; integers need axis 0, the output channels")
+
+    def shaped(t: torch.Tensor) -> torch.Tensor:
+        return t.t().contiguous() if group is not None else t.reshape(-1)
+
+    values, codes = codes_of("weight", grid), quantizer.codes(weight)
+    step, offset = shaped(grid.step), None if grid.offset is None else shaped(grid.offset)
+    if offset is not None:  # integers around 0: the offset times a sum of inputs would cancel most of the accumulator
+        middle = (grid.qmin + grid.qmax + 1) // 2
+        offset = (offset.double() + step.double() * middle).to(step.dtype)
+        values, codes = Codes(grid.qmin - middle, grid.qmax - middle, grid.odd), codes - middle
+    return (codes - values.zero).to(torch.int8).contiguous(), values, step, offset, group
 
 
 def integer_layer(layer: Any) -> IntegerLayer:
     """The integer form of one quantized layer; ``ValueError`` says why there is none."""
-    weight, source = layer.weight_quantizer, layer.input_quantizer
-    check_quantizer("weight", weight)
-    check_quantizer("input", source)
-    linear = isinstance(layer, nn.Linear)
-    if bool(layer.weight.isnan().any()):
-        raise ValueError("its weight holds NaN, which no integer stands for")
-    if weight.offset is not None:
-        raise ValueError("its weight quantizer has a learned offset, which has no integer form here; use offset=False for weights")
-    if source.step.numel() != 1:
-        raise ValueError("its input quantizer has more than one step; a sum of integers needs one step per tensor")
-    if weight.qmin < -128 or weight.qmax > 127:
-        raise ValueError(f"its weight codes, {weight.qmin} to {weight.qmax}, do not fit int8")
-    group = weight.group_size or None
-    if group is not None and not linear:
-        raise ValueError("its weights are quantized per group, which only linear layers have in integers")
-    axis = getattr(weight, "axis", None)
-    if weight.step.numel() != 1 and group is None and (axis is None or axis % layer.weight.dim() != 0):
-        raise ValueError(f"its weights are quantized along axis {axis}; integers need axis 0, the output channels")
-
-    s_w, s_x = weight.effective_step().detach(), source.effective_step().detach().reshape(())
-    s_w = s_w.t().contiguous() if group is not None else s_w.reshape(-1)
-    tensors: dict[str, torch.Tensor | None] = {
-        "codes": weight.codes(layer.weight.detach()).to(torch.int8).contiguous(),
+    codes, weights, s_w, b_w, group = weight_coding(layer)
+    grid, inputs, tensors = input_coding(layer.input_quantizer)
+    s_x, b_x = grid.step.reshape(()), None if grid.offset is None else grid.offset.reshape(())
+    tensors |= {
+        "codes": codes,
         "scale": s_x * s_w,
+        "shift": None if b_x is None else b_x * s_w,
+        "weight_shift": None if b_w is None else s_x * b_w,
+        "cross": None if b_x is None or b_w is None else b_x * b_w,
         "bias": None if layer.bias is None else layer.bias.detach().to(s_w.dtype).clone(),
-        "input_step": s_x.reshape(1).clone(),
     }
-    if source.offset is not None:
-        b = source.offset.detach().reshape(())
-        tensors |= {"shift": b * s_w, "input_offset": b.reshape(1).clone()}
-    ranges = (source.qmin, source.qmax, (weight.qmin, weight.qmax))
-    if linear:
-        return IntegerLinear(tensors, *ranges, group_size=group)
-    dims = 1 if isinstance(layer, nn.Conv1d) else 2
-    padding = [0] * (2 * dims)
+    if isinstance(layer, nn.Linear):
+        return IntegerLinear(tensors, inputs, weights, group, grid.magnitude)
+    return IntegerConv(tensors, inputs, weights, **convolution(layer), padding=padding_of(layer), magnitude=grid.magnitude)
+
+
+def convolution(layer: Any) -> dict[str, Any]:
+    names = ("stride", "dilation", "groups", "padding_mode")
+    return {"dims": 1 if isinstance(layer, nn.Conv1d) else 2} | {name: getattr(layer, name) for name in names}
+
+
+def padding_of(layer: Any) -> list[int]:
+    """(left, right[, top, bottom])."""
+    padding = [0] * (2 * len(layer.kernel_size))
     if layer.padding == "same":  # as torch: the odd element goes to the right
         for d, (k, dilation) in enumerate(zip(layer.kernel_size, layer.dilation, strict=True)):
-            total, first = dilation * (k - 1), 2 * (dims - 1 - d)
+            total, first = dilation * (k - 1), 2 * (len(layer.kernel_size) - 1 - d)
             padding[first : first + 2] = [total // 2, total - total // 2]
     elif layer.padding != "valid":
         padding = [p for p in reversed(layer.padding) for _ in range(2)]
-    return IntegerConv(
-        tensors, *ranges, dims=dims, stride=layer.stride, padding=padding, dilation=layer.dilation, groups=layer.groups,
-        padding_mode=layer.padding_mode,
-    )  # fmt: skip
+    return padding
+
+
+def lookup_layer(layer: Any) -> LookupLayer:
+    """The look-up form of one layer whose weight is codes; ``ValueError`` says why there is none."""
+    direct, source = layer.direct, layer.input_quantizer
+    if direct.codes.numel() == 0:
+        raise ValueError("its weight has no codes yet; call initialize(weight) or load a state dict")
+    if not bool(direct.levels().isfinite().all()):
+        raise ValueError("its weight has a level of inf or NaN")
+    tensors: dict[str, torch.Tensor | None] = {}
+    inputs, magnitude = None, False
+    if source is not None and source.enabled:
+        grid, inputs, tensors = input_coding(source)
+        tensors["input_levels"], magnitude = input_levels(source, grid), grid.magnitude
+    tensors |= {
+        "codes": direct.codes.clone(),
+        "levels": direct.levels().detach().clone(),
+        "bias": None if layer.bias is None else layer.bias.detach().clone(),
+    }
+    if isinstance(layer, nn.Linear):
+        return LookupLinear(tensors, inputs, magnitude)
+    return LookupConv(tensors, inputs, **convolution(layer), padding=layer.padding, copied=padding_of(layer), magnitude=magnitude)
+
+
+def input_levels(quantizer: Any, grid: Grid) -> torch.Tensor:
+    """What an input quantizer gives for each code, to the last bit: its own forward pass on a value of each."""
+    codes = torch.arange(grid.qmin, grid.qmax + 1, dtype=torch.int32, device=grid.step.device)
+    values = grid.decode(codes)
+    x = values
+    if grid.interval is not None:
+        lower, width = (t.double().reshape(()) for t in grid.interval)
+        if grid.magnitude:
+            x = (lower + width * codes.abs() / grid.qmax) * codes.sign()
+        else:
+            x = lower + width * (codes - grid.qmin) / (grid.qmax - grid.qmin)
+    x = x.to(values.dtype)
+    evaluated = copy.deepcopy(quantizer).eval()
+    # a code that no number of this precision leads to keeps the grid's value
+    return values.index_copy(0, (evaluated.codes(x) - grid.qmin).long(), evaluated.forward(x))

@@ -1,9 +1,11 @@
 """``fastq.save`` and ``fastq.load``: an integer network in a safetensors file.
 
 The file's metadata has one key, ``"fastq"``, whose value is JSON: ``version``, ``checksum`` and ``layers``, which says per integer
-layer its kind and numbers. Weight codes are packed to the bits of their range (2-bit codes take 2 bits); every other tensor of the
-network's ``state_dict`` is stored as it is. ``checksum`` is the SHA-256 of the whole file with the checksum's digits as zeros, so
-that no damaged byte passes.
+or look-up layer its kind and numbers. Weight codes are packed to the bits of their range (2-bit codes take 2 bits); every other
+tensor of the network's ``state_dict`` is stored as it is. Version 1 is what fastq wrote when all grids had a zero; it is read as
+version 2 with ``"odd_inputs"``, ``"odd_weights"`` and ``"magnitude"`` false.
+
+``checksum`` is the SHA-256 of the whole file with the checksum's digits as zeros, so that no damaged byte passes.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from .layers import IntegerConv, IntegerLayer, IntegerLinear, take_hooks
+from .layers import CodedLayer, Codes, IntegerConv, IntegerLayer, IntegerLinear, LookupConv, LookupLayer, LookupLinear, take_hooks
 
 __all__ = ["FormatError", "load", "save"]
 
-VERSION = 1
-BUFFERS = ("codes", "scale", "shift", "bias", "input_step", "input_offset")
+VERSIONS = (1, 2)  # read; the last is written
+BUFFERS = {*IntegerLayer.buffer_names, *LookupLayer.buffer_names}
+#: What a convolution is made with, by its kind.
+CONV = ("dims", "stride", "padding", "dilation", "groups", "padding_mode")
+KINDS = {"linear": IntegerLinear, "conv": IntegerConv, "lookup linear": LookupLinear, "lookup conv": LookupConv}
 _CHECKSUM = re.compile(rb'(\\"checksum\\":\s?\\")([0-9a-f]{64})(\\")')
 
 
@@ -40,6 +45,24 @@ def _bits(weight_range: tuple[int, int]) -> int:
     return (weight_range[1] - weight_range[0]).bit_length()
 
 
+def _numbers(layer: IntegerLayer | LookupLayer) -> dict[str, Any]:
+    """What JSON says of a layer; :func:`_layer` makes it from that and its tensors."""
+    numbers: dict[str, Any] = {
+        "shape": list(layer.codes.shape),
+        "kind": next(kind for kind, made in KINDS.items() if isinstance(layer, made)),
+    }
+    if layer.inputs is not None:
+        numbers |= {"qmin": layer.inputs.qmin, "qmax": layer.inputs.qmax, "odd_inputs": layer.inputs.odd}
+        numbers |= {"magnitude": layer.magnitude}
+    if isinstance(layer, IntegerLayer):
+        numbers |= {"weight_range": [layer.weights.qmin, layer.weights.qmax], "odd_weights": layer.weights.odd}
+    else:
+        numbers |= {"weight_range": [0, layer.levels.numel() - 1]}
+    for name in {"linear": ("group_size",), "lookup linear": (), "conv": CONV, "lookup conv": (*CONV, "copied")}[numbers["kind"]]:
+        numbers[name] = getattr(layer, name)
+    return numbers
+
+
 def _pack(codes: torch.Tensor, weight_range: tuple[int, int]) -> torch.Tensor:
     """Codes as consecutive ``bits``-bit numbers ``code - qmin``, lowest bit first; uint8, the last byte padded with zeros."""
     values = (codes.cpu().numpy().astype(np.int16).reshape(-1, 1) - weight_range[0]).astype(np.uint8)
@@ -48,11 +71,11 @@ def _pack(codes: torch.Tensor, weight_range: tuple[int, int]) -> torch.Tensor:
 
 
 def _unpack(packed: torch.Tensor, shape: tuple[int, ...], weight_range: tuple[int, int]) -> torch.Tensor:
-    """The inverse of :func:`_pack`: int8 codes of ``shape``."""
+    """The inverse of :func:`_pack`: codes of ``shape``, int8, or uint8 where they begin at 0 and do not fit."""
     bits, count = _bits(weight_range), int(np.prod(shape))
     planes = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
     values = (planes.astype(np.int16) << np.arange(bits, dtype=np.int16)).sum(1)
-    return torch.from_numpy((values + weight_range[0]).astype(np.int8).reshape(shape))
+    return torch.from_numpy((values + weight_range[0]).astype(np.int8 if weight_range[1] < 128 else np.uint8).reshape(shape))
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
@@ -64,19 +87,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     layers: dict[str, Any] = {}
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, IntegerLayer):
-            numbers: dict[str, Any] = {"qmin": module.qmin, "qmax": module.qmax, "weight_range": list(module.weight_range)}
-            if isinstance(module, IntegerConv):
-                numbers |= {"kind": "conv", "dims": module.dims, "stride": module.stride, "padding": module.padding}
-                numbers |= {"dilation": module.dilation, "groups": module.groups, "padding_mode": module.padding_mode}
-            else:
-                numbers |= {"kind": "linear", "group_size": module.group_size}
-            key = f"{name}.codes" if name else "codes"
-            layers[name] = numbers | {"shape": list(module.codes.shape)}
-            tensors[key] = _pack(module.codes, module.weight_range)
+        if isinstance(module, (IntegerLayer, LookupLayer)):
+            layers[name] = _numbers(module)
+            stored = module.weights.stored if isinstance(module, IntegerLayer) else (0, module.levels.numel() - 1)
+            tensors[f"{name}.codes" if name else "codes"] = _pack(module.codes, stored)
     if not layers:
         raise ValueError("save: model has no integer layer; give the network that fastq.convert returns")
-    header = {"version": VERSION, "checksum": "0" * 64, "layers": layers}
+    header = {"version": VERSIONS[-1], "checksum": "0" * 64, "layers": layers}
     data = safetensors.torch.save(tensors, {"fastq": json.dumps(header, separators=(",", ":"))})
     digest = hashlib.sha256(data).hexdigest().encode()
     data = _CHECKSUM.sub(lambda match: match[1] + digest + match[3], data, count=1)
@@ -99,8 +116,9 @@ def _read(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, torch.Tenso
         version, checksum = header["version"], header["checksum"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError(f"load: {name} is no fastq network (or its header is corrupted)") from None
-    if version != VERSION:
-        raise FormatError(f"load: {name} has format version {version!r:.20}; this fastq reads version {VERSION}")
+    if version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        raise FormatError(f"load: {name} has format version {version!r:.20}; this fastq reads versions {known}")
     match = _CHECKSUM.search(data, 8, 8 + size)
     zeroed = b"" if match is None else data[: match.start(2)] + b"0" * 64 + data[match.end(2) :]
     if match is None or match[2].decode() != checksum or hashlib.sha256(zeroed).hexdigest() != checksum:
@@ -111,20 +129,26 @@ def _read(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, torch.Tenso
         raise FormatError(f"load: {name} is no valid safetensors file: {error}") from None
 
 
-def _layer(numbers: dict[str, Any], tensors: dict[str, torch.Tensor]) -> IntegerLayer:
-    weight_range = (int(numbers["weight_range"][0]), int(numbers["weight_range"][1]))
-    shape = tuple(int(n) for n in numbers["shape"])
-    packed = tensors["codes"]
-    if not -128 <= weight_range[0] < weight_range[1] <= 127 or packed.dtype != torch.uint8:
-        raise ValueError(f"codes of {packed.dtype} in the range {weight_range}")
-    if packed.numel() != -(-int(np.prod(shape)) * _bits(weight_range) // 8):
+def _layer(numbers: dict[str, Any], tensors: dict[str, torch.Tensor]) -> CodedLayer:
+    kind = KINDS[numbers["kind"]]
+    weights = Codes(int(numbers["weight_range"][0]), int(numbers["weight_range"][1]), bool(numbers.get("odd_weights", False)))
+    inputs = None
+    if "qmin" in numbers:
+        inputs = Codes(int(numbers["qmin"]), int(numbers["qmax"]), bool(numbers.get("odd_inputs", False)))
+    by_lookup = issubclass(kind, LookupLayer)
+    stored = (0, weights.qmax) if by_lookup else weights.stored
+    shape, packed = tuple(int(n) for n in numbers["shape"]), tensors["codes"]
+    if not weights.qmin < weights.qmax or packed.dtype != torch.uint8:
+        raise ValueError(f"codes of {packed.dtype} in the range {(weights.qmin, weights.qmax)}")
+    if by_lookup and (weights.qmin != 0 or tensors["levels"].numel() != weights.qmax + 1):
+        raise ValueError(f"{tensors['levels'].numel()} levels for codes from {weights.qmin} to {weights.qmax}")
+    if packed.numel() != -(-int(np.prod(shape)) * _bits(stored) // 8):
         raise ValueError(f"{packed.numel()} bytes of codes for the shape {shape}")
-    parts: dict[str, torch.Tensor | None] = {**tensors, "codes": _unpack(packed, shape, weight_range)}
-    ranges = (int(numbers["qmin"]), int(numbers["qmax"]), weight_range)
-    if numbers["kind"] == "linear":
-        return IntegerLinear(parts, *ranges, group_size=numbers["group_size"])
-    names = ("dims", "stride", "padding", "dilation", "groups", "padding_mode")
-    return IntegerConv(parts, *ranges, **{name: numbers[name] for name in names})
+    codes = _unpack(packed, shape, stored)
+    parts: dict[str, torch.Tensor | None] = {**tensors, "codes": codes.to(torch.uint8) if by_lookup else codes}
+    keywords = {name: numbers[name] for name in (*CONV, "copied", "group_size") if name in numbers}
+    keywords["magnitude"] = bool(numbers.get("magnitude", False))
+    return kind(parts, inputs, **keywords) if by_lookup else kind(parts, inputs, weights, **keywords)
 
 
 def load(source: str | os.PathLike[str] | bytes, model: nn.Module) -> nn.Module:
@@ -141,7 +165,7 @@ def load(source: str | os.PathLike[str] | bytes, model: nn.Module) -> nn.Module:
     name = "the data" if isinstance(source, bytes) else os.fspath(source)
     header, tensors = _read(source if isinstance(source, bytes) else Path(source).read_bytes(), name)
     network: nn.Module = copy.deepcopy(model).cpu()
-    made: dict[int, IntegerLayer] = {}
+    made: dict[int, CodedLayer] = {}
     try:
         for path, numbers in header["layers"].items():
             prefix = f"{path}." if path else ""

@@ -11,7 +11,7 @@ from torch import nn
 
 import fastq
 from fastq.deploy import convert
-from fastq.nn import LSQ, QuantConv1d, QuantConv2d, QuantLinear
+from fastq.nn import LSQ, PACT, QIL, QuantConv1d, QuantConv2d, QuantLinear, SATWeight
 
 EPSILON = torch.finfo(torch.float32).eps
 
@@ -221,6 +221,17 @@ def ready(layer, **keywords):
     return layer
 
 
+def used(layer, x):
+    layer(x)
+    return layer
+
+
+def spoilt_step():
+    layer = ready(nn.Linear(4, 2), weight_quantizer=PACT(4, two_sided=True), input_quantizer=LSQ(4))
+    layer.weight_quantizer.alpha.data.fill_(float("inf"))
+    return layer
+
+
 def spoilt():
     layer = ready(nn.Linear(4, 2), weight_quantizer=LSQ(4), input_quantizer=LSQ(4))
     layer.weight.data[1, 2] = float("nan")
@@ -235,10 +246,6 @@ def spoilt():
         (ValueError, "no layer with a weight and an input quantizer", lambda: nn.Sequential(nn.Linear(3, 3))),
         (ValueError, "layer 0: its input quantizer is not initialised", lambda: nn.Sequential(unready())),
         (
-            ValueError, "learned offset",
-            lambda: ready(nn.Linear(4, 2), weight_quantizer=LSQ(4, offset=True), input_quantizer=LSQ(4)),
-        ),
-        (
             ValueError, "along axis 1; integers need axis 0",
             lambda: ready(nn.Linear(4, 2), weight_quantizer=LSQ(4, axis=1, shape=(4,)), input_quantizer=LSQ(4)),
         ),
@@ -247,8 +254,34 @@ def spoilt():
             lambda: ready(nn.Linear(4, 2), weight_quantizer=LSQ(4), input_quantizer=LSQ(4, axis=1, shape=(4,))),
         ),
         (
-            ValueError, "weight codes, 0 to 255, do not fit int8",
-            lambda: ready(nn.Linear(4, 2), weight_quantizer=LSQ(8, signed=False), input_quantizer=LSQ(4)),
+            ValueError, "weight codes, -1 to 255, do not fit 8 bits",
+            lambda: ready(nn.Linear(4, 2), weight_quantizer=LSQ((-1, 255)), input_quantizer=LSQ(4)),
+        ),
+        (
+            ValueError, "input codes, 0 to 256, do not fit 8 bits",
+            lambda: ready(nn.Linear(4, 2), weight_quantizer=LSQ(4), input_quantizer=LSQ((0, 256))),
+        ),
+        (
+            ValueError, "quantized per group, which only linear layers have",
+            lambda: used(QuantConv1d.from_float(
+                nn.Conv1d(2, 2, 4), weight_quantizer=LSQ(4, group_size=2, shape=(2, 2, 2)), input_quantizer=LSQ(4)
+            ), torch.randn(1, 2, 8)),
+        ),
+        (
+            ValueError, "its input quantizer, QIL, is one of weights",
+            lambda: ready(nn.Linear(4, 2), weight_quantizer=LSQ(4), input_quantizer=QIL(4, weight=True)),
+        ),
+        (
+            ValueError, "grid needs the weight",
+            lambda: ready(nn.Linear(4, 2), weight_quantizer=LSQ(4), input_quantizer=SATWeight(4)),
+        ),
+        (
+            ValueError, "layer 1: SATWeight: it has no integer codes with bits=None",
+            lambda: nn.Sequential(nn.ReLU(), ready(nn.Linear(4, 2), weight_quantizer=SATWeight(None), input_quantizer=LSQ(4))),
+        ),
+        (
+            ValueError, "its weight quantizer has a step of inf or NaN",
+            lambda: spoilt_step(),
         ),
         (
             ValueError, "could overflow int32",

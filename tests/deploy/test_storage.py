@@ -1,6 +1,7 @@
 """A saved network comes back bit for bit; any damage gives one error; and the comparison counts what differs."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -94,11 +95,21 @@ def test_foreign_and_other_versions(saved, tmp_path):
     for data in (b"PK\3\4" * 40, (tmp_path / "torch.pt").read_bytes(), safetensors.torch.save({"a": torch.ones(3)})):
         with pytest.raises(FormatError, match=r"no fastq network|no safetensors file"):
             load(data, float_model())
-    newer = saved[1].replace(rb"\"version\":1", rb"\"version\":2", 1)
-    with pytest.raises(FormatError, match="format version 2; this fastq reads version 1"):
+    newer = saved[1].replace(rb"\"version\":2", rb"\"version\":3", 1)
+    with pytest.raises(FormatError, match="format version 3; this fastq reads versions 1 and 2"):
         load(newer, float_model())
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "absent", float_model())
+
+
+def test_a_file_of_version_1_is_read(tmp_path):
+    """Written when there were no odd grids and no look-up layers: an input with an offset, weights per channel and group."""
+    old = load(Path(__file__).with_name("version1.safetensors"), float_model())
+    x = torch.linspace(-1, 1, 64, device="cpu").view(2, 2, 4, 4)
+    logits = torch.tensor([[0.0789059, -0.3661225, -0.4564636], [-0.0443456, -0.5175331, -0.5273668]])  # what it gave then
+    torch.testing.assert_close(old(x), logits, rtol=0, atol=1e-5)  # sums of at most 64 terms of order 1
+    save(old, tmp_path / "new")
+    assert torch.equal(load(tmp_path / "new", float_model())(x), old(x))
 
 
 def test_a_model_that_does_not_fit(saved):

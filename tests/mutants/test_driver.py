@@ -34,7 +34,9 @@ def test_every_mutant_changes_its_file_once(driver: ModuleType) -> None:
 def test_a_name_of_tests_is_given_once() -> None:
     """A second one of the same name would send the mutants of the first to tests that do not look at them."""
     body = ast.parse((ROOT / ".ci/mutants.py").read_text()).body
-    names = Counter(target.id for node in body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name))
+    names = Counter(
+        target.id for node in body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)
+    )
     assert [name for name, count in names.items() if count > 1] == []
 
 
