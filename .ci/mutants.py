@@ -96,6 +96,9 @@ TORCHAO = "tests/compat/test_torchao.py::test_output_scale_and_zero_point_are_to
 TENSOR_QUANT = "tests/compat/test_brevitas.py::test_a_tensor_quant_returns_value_scale_zero_point_and_bit_width"
 MAGNITUDE = "tests/compat/test_brevitas.py::test_the_largest_magnitude_and_its_gradient_are_those_of_brevitas"
 WEIGHTS = "tests/compat/test_brevitas.py::test_weights_of_brevitas_layers"
+TRAINING = "tests/recipes/test_training.py"
+PAPERS = "tests/recipes/test_papers.py"
+SIGNS = "tests/nn/test_signs_and_widths.py"
 LSQ_NET = "tests/compat/test_lsq_net.py::test_output_and_gradients_are_the_formula_s"
 
 
@@ -724,6 +727,42 @@ MUTANTS = [
             "op-axis", "axis_ = axis % x.dim()", "axis_ = (-1 - axis) % x.dim()",
             CHANNEL, "axes count from the front",
         ),
+    ),
+    *mutants(
+        "fastq/recipes/training.py",
+        (
+            "recipe-narrows", "bits = own if width is None or width >= bits else bits", "bits = own if width is None else bits",
+            TRAINING, "a phase widens layers, and narrows none",
+        ),
+        ("recipe-stale-gradient", "p.requires_grad, p.grad = False, None", "p.requires_grad = False", TRAINING, "it is stepped"),
+        ("recipe-codes-twice", "for m in modules) and not _serves(optimizer)", "for m in modules)", TRAINING, "one step, one move"),
+        ("recipe-dampening-weight", "return factor * total", "return total", TRAINING, "the schedule is a factor of the loss"),
+        ("recipe-frozen-norms", "m.momentum = 0.0", "pass", TRAINING, "the statistics are the network's, which stands"),
+    ),
+    *mutants(
+        "fastq/recipes/batch_norm.py",
+        ("batch-norm-average", "norm.momentum = None", "norm.momentum = 0.1", TRAINING, "the plain average, not a moving one"),
+        ("batch-norm-dropout", "        model.eval()\n", "", TRAINING, "the statistics of the network that is evaluated"),
+    ),
+    *mutants(
+        "fastq/recipes/parameters.py",
+        (
+            "groups-decay-codes", 'rates.get(kind, (lr, 0.0))', 'rates.get(kind, (lr, weight_decay))',
+            TRAINING, "norms, biases and codes do not decay",
+        ),
+    ),
+    *mutants(
+        "fastq/recipes/recipe.py",
+        ("recipe-toml-none", "return None if bits == FLOAT else", "return", PAPERS, "TOML has no None"),
+        ("recipe-room", "if ends and ends[-1] >= steps", "if ends and ends[-1] > steps", PAPERS, "the last one has a step"),
+    ),
+    *mutants(
+        "fastq/nn/quantizer.py",
+        ("widths-clip", "self.step.mul_(self.qmax / new[1])", "self.step.mul_(new[1] / self.qmax)", SIGNS, "the clip stays"),
+    ),
+    *mutants(
+        "fastq/nn/base.py",
+        ("first-batch-sign", "negative = (x.detach() < 0).any()", "negative = (x.detach() < 0).all()", SIGNS, "one is enough"),
     ),
     *mutants(
         "fastq/compat/reading.py",

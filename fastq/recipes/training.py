@@ -32,13 +32,14 @@ class Training:
         self.recipe, self.model, self.steps, self.step = recipe, model, steps, 0
         self._ends = recipe.phase_ends(steps)
         self._phases = recipe.phases or (Phase(),)
-        layers = [m for m in model.modules() if isinstance(getattr(m, "input_quantizer", None), Quantizer | None)]
+        modules = list(model.modules())
+        layers = [m for m in modules if isinstance(getattr(m, "input_quantizer", None), Quantizer | None)]
         quantizers = {
             which: [q for m in layers if isinstance(q := getattr(m, f"{which}_quantizer", None), Quantizer)]
             for which in ("weight", "input")
         }
         self._quantizers = {q: (which, q.bits) for which, found in quantizers.items() for q in found}
-        self._tempered = [m for m in model.modules() if isinstance(m, Tempered)]
+        self._tempered = [m for m in modules if isinstance(m, Tempered)]
         self._oscillates = any(isinstance(q, OscillationLSQ) for q in self._quantizers)
         self._dampened = [m for m in layers if isinstance(getattr(m, "weight_quantizer", None), LSQ)]
         self._widths: dict[Quantizer, Any] = {q: q.bits for q in self._quantizers}
@@ -47,7 +48,7 @@ class Training:
         self._direct = None
         if isinstance(optimizer, DirectOptimizer):
             optimizer = optimizer.optimizer
-        elif any(isinstance(m, DirectWeight) for m in model.modules()) and not _serves(optimizer):
+        elif any(isinstance(m, DirectWeight) for m in modules) and not _serves(optimizer):
             self._direct = DirectOptimizer(optimizer, model)
         self._set()
         self._hook = optimizer.register_step_post_hook(self._after)  # after DirectOptimizer's: codes have moved
