@@ -84,6 +84,8 @@ DIRECT_NN = "tests/nn/test_direct.py"
 DSQ = "tests/ops/test_dsq.py"
 SAT = "tests/ops/test_sat.py"
 INTEGER = "tests/deploy/test_integer.py"
+EVERY = "tests/deploy/test_every_quantizer.py"
+GRIDS = "tests/deploy/test_grid.py"
 TEMPERED = "tests/ops/test_tempered.py"
 NOISE_QUANT = "tests/ops/test_noise_quant.py"
 PHILOX = "tests/ops/test_philox.py"
@@ -812,10 +814,56 @@ MUTANTS = [
     ),
     *mutants(
         "fastq/deploy/layers.py",
-        ("border-code", "codes, -self.zero)", "codes, 0)", BORDERS, "a padded 0 has the code -zero"),
-        ("border-shift", "self._convolve(inside, 0)[0]", "self._convolve(inside, 1)[0]", BORDERS, "padding has no offset"),
-        ("linear-zero", "acc = acc + self.zero * self.sums()", "acc = acc + 0 * self.sums()", CONVERTED, "codes moved into int8"),
+        (
+            "border-ones", "ones = codes.new_ones(codes.shape[-1 - self.dims :])",
+            "return self.along(self.codes.flatten(1).sum(1)), 1", BORDERS, "what is padded is on no grid",
+        ),
+        (
+            "border-count", "counts * self.codes.shape[1]", "counts * len(self.codes)",
+            EVERY, "an offset counts once per input channel",
+        ),
+        (
+            "odd-constant", "return self.factor * self.zero + self.odd", "return self.factor * self.zero",
+            EVERY, "2 * code + 1, and not 2 * code",
+        ),
+        (
+            "odd-input-sums", "acc.add_(self.windows(codes), alpha=self.weights.constant)", "acc.add_(self.weights.constant)",
+            EVERY, "every input of a window counts",
+        ),
+        (
+            "odd-overflow", "return self.factor * max(map(abs, self.stored)) + abs(self.constant)",
+            "return max(map(abs, self.stored))",
+            f"{EVERY}::test_an_accumulator_that_could_overflow_is_refused", "the integers are what is multiplied",
+        ),
+        (
+            "interval-magnitude", "(v.abs() if self.magnitude else v) - self.input_lower", "v - self.input_lower",
+            f"{EVERY}::test_inputs", "an interval of both signs",
+        ),
+        (
+            "look-up-place", "self.quantize(x).to(torch.int32) - self.inputs.stored[0]", "self.quantize(x).to(torch.int32)",
+            f"{EVERY}::test_look_up_gives_the_same_bits", "the first level is that of the lowest code",
+        ),
         ("code-nan", "x.isnan().any(-1, keepdim=True)", "x.isinf().any(-1, keepdim=True)", CONVERTED, "NaN must show"),
+    ),
+    *mutants(
+        "fastq/deploy/conversion.py",
+        (
+            "weight-middle", "middle = (grid.qmin + grid.qmax + 1) // 2", "middle = (grid.qmin + grid.qmax) // 2",
+            EVERY, "integers around 0",
+        ),
+        (
+            "cross-term", "None if b_x is None or b_w is None else b_x * b_w", "None",
+            EVERY, "both have an offset",
+        ),
+        (
+            "input-levels", "values.index_copy(0, (evaluated.codes(x) - grid.qmin).long(), evaluated.forward(x))", "values",
+            f"{EVERY}::test_look_up_gives_the_same_bits", "k / L is not k times 1 / L",
+        ),
+    ),
+    *mutants(
+        "fastq/nn/sat.py",
+        ("sat-codes", "step == 0, 0.0, y / step).round()", "step == 0, 0.0, y / step)", GRIDS, "y / s is next to an integer"),
+        ("sat-even", "2 * step if even else step", "step", GRIDS, "the codes of the floor scheme are two apart"),
     ),
     *mutants(
         "csrc/methods/tempered.h",
