@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..ops import dampening, frozen_lsq, oscillation_step_
+from ..ops import dampening, foreach_oscillation_step_, frozen_lsq, oscillation_step_
 from ..oscillation import OscillationState, check_range, momentum_in_fp32
 from ..ranges import integer_range
 from .base import Grid
@@ -149,11 +149,24 @@ class OscillationLSQ(LSQ):
 
 
 def step_oscillations_(model: nn.Module, threshold: float = 0.0) -> int:
-    """``step_`` of every layer of ``model`` whose ``weight_quantizer`` is an :class:`OscillationLSQ`. Gives their number.
+    """``step_`` of every layer of ``model`` whose ``weight_quantizer`` is an :class:`OscillationLSQ`, in one pass over all weights.
 
-    Call it after the optimizer's step. A layer in evaluation mode is left as it is.
+    Call it after the optimizer's step. A layer that is in evaluation mode, or trains in full precision, is left as it is. Gives
+    the number of such quantizers. Raises ``RuntimeError`` where one that trains has seen no batch.
     """
     layers = [layer for layer in model.modules() if isinstance(getattr(layer, "weight_quantizer", None), OscillationLSQ)]
+    alike: dict[Any, list[tuple[torch.Tensor, OscillationLSQ, OscillationState]]] = {}
     for layer in layers:
-        cast(OscillationLSQ, layer.weight_quantizer).step_(cast(torch.Tensor, layer.weight), threshold=threshold)
+        q, weight = cast(OscillationLSQ, layer.weight_quantizer), cast(torch.Tensor, layer.weight)
+        if q.training and q.enabled:
+            q._require_step("step_")
+            key = (weight.device, q.momentum, q.count_first, q.eps)
+            alike.setdefault(key, []).append((weight, q, q._started(weight)))
+    for (_, momentum, count_first, eps), members in alike.items():
+        foreach_oscillation_step_(
+            [weight for weight, _, _ in members], [q._parameters_for(weight)[0] for weight, q, _ in members],
+            [state for _, _, state in members], bits=[q._range() for _, q, _ in members], axis=[q.axis for _, q, _ in members],
+            group_size=[q.group_size for _, q, _ in members], momentum=momentum, threshold=threshold, count_first=count_first,
+            eps=eps,
+        )  # fmt: skip
     return len(layers)
