@@ -840,7 +840,7 @@ MUTANTS = [
             f"{EVERY}::test_inputs", "an interval of both signs",
         ),
         (
-            "look-up-place", "self.quantize(x).to(torch.int32) - self.inputs.stored[0]", "self.quantize(x).to(torch.int32)",
+            "look-up-place", ".to(torch.int32) - self.inputs.stored[0]", ".to(torch.int32)",
             f"{EVERY}::test_look_up_gives_the_same_bits", "the first level is that of the lowest code",
         ),
         ("code-nan", "x.isnan().any(-1, keepdim=True)", "x.isinf().any(-1, keepdim=True)", CONVERTED, "NaN must show"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..nn import DirectWeight, Grid
+from ..nn import DirectWeight, Grid, Quantizer
 from .layers import (
     CodedLayer,
     Codes,
@@ -24,14 +24,24 @@ from .layers import (
 __all__ = ["convert"]
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """A layer of ``fastq.nn`` that has, in use, quantizers for both its weight and its input; or a weight of codes."""
-    if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-        return False
-    if isinstance(getattr(module, "direct", None), DirectWeight):
-        return True
-    both = getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None)
-    return all(quantizer is not None and quantizer.enabled for quantizer in both)
+def quantizer_of(which: str, module: nn.Module) -> Any:
+    """The quantizer that a layer of ``fastq.nn`` has for its ``which``, "weight" or "input", and uses; or None."""
+    quantizer: Any = getattr(module, f"{which}_quantizer", None)
+    return quantizer if isinstance(quantizer, Quantizer) and quantizer.enabled else None
+
+
+def deployed_form(layer: nn.Module) -> CodedLayer | None:
+    """What takes the place of ``layer``; None where it stays. ``TypeError`` or ``ValueError`` says why it has no such form."""
+    if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+        return None
+    if isinstance(getattr(layer, "direct", None), DirectWeight):
+        return lookup_layer(layer, *learned_levels(layer))
+    if quantizer_of("weight", layer) is None:
+        return None
+    if quantizer_of("input", layer) is not None:
+        return integer_layer(layer)
+    found = levels_of_grid(layer)
+    return None if found is None else lookup_layer(layer, *found)
 
 
 def convert(model: nn.Module) -> nn.Module:
@@ -43,12 +53,13 @@ def convert(model: nn.Module) -> nn.Module:
     the rounding of that layer's product: fp32; bf16 or fp16 in such a model; TF32 where a GPU's convolutions are allowed it
     (``torch.backends.cudnn.allow_tf32``, which is on by default: turn it off to compare).
 
-    A layer whose weight is a :class:`fastq.nn.DirectWeight` becomes a :class:`~fastq.deploy.LookupLinear` or
-    :class:`~fastq.deploy.LookupConv`: its levels are not evenly spaced and have no integer product. Its output has the same bits.
+    Two kinds of layers have no integer product and become a :class:`~fastq.deploy.LookupLinear` or
+    :class:`~fastq.deploy.LookupConv`, whose output has the same bits: those whose weight is a :class:`fastq.nn.DirectWeight`, for
+    its levels are not evenly spaced, and those whose weight alone is quantized (per tensor or per output channel).
 
-    Everything else is kept: batch norm stays an affine after the integer product, layers with a missing quantizer, or with one
-    that is not enabled, compute as before, forward hooks stay on their layers. The copy is in eval mode, whatever mode ``model``
-    is in, and gives no gradients through integer layers.
+    Everything else is kept: batch norm stays an affine after the integer product, layers without a quantizer for their weight, or
+    with one that is not enabled, compute as before, forward hooks stay on their layers. The copy is in eval mode, whatever mode
+    ``model`` is in, and gives no gradients through integer layers.
 
     Supported: every quantizer of ``fastq.nn``, by its :class:`~fastq.nn.Grid`. Weights quantized per tensor, per channel (axis 0)
     and, for linear layers, per group; inputs per tensor; either with an offset; any stride, padding, dilation and groups. Inputs
@@ -64,12 +75,12 @@ def convert(model: nn.Module) -> nn.Module:
     made: dict[nn.Module, CodedLayer] = {}
     with torch.no_grad():
         for name, module in model.named_modules():
-            if is_quantized(module):
-                try:
-                    made[module] = lookup_layer(module) if hasattr(module, "direct") else integer_layer(module)
-                    take_hooks(made[module], module)
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"convert: layer {name or '(the model itself)'}: {error}") from None
+            try:
+                if (layer := deployed_form(module)) is not None:
+                    made[module] = layer
+                    take_hooks(layer, module)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"convert: layer {name or '(the model itself)'}: {error}") from None
     if not made:
         raise ValueError("convert: model has no layer with a weight and an input quantizer; call fastq.prepare first")
     # deepcopy looks its memo up before it copies: a layer met under two names becomes one integer layer, as it was one
@@ -114,13 +125,17 @@ def codes_of(which: str, grid: Grid) -> Codes:
         raise ValueError(f"its {which} codes, {grid.qmin} to {grid.qmax}, do not fit 8 bits") from None
 
 
+def weight_grid(layer: Any) -> Grid:
+    if bool(layer.weight.isnan().any()):
+        raise ValueError("its weight holds NaN, which no integer stands for")
+    return grid_of("weight", layer.weight_quantizer, layer.weight.detach())
+
+
 def weight_coding(layer: Any) -> tuple[torch.Tensor, Codes, torch.Tensor, torch.Tensor | None, int | None]:
     """A layer's weight: stored codes; what they stand for; step and offset per output channel, ``(groups, O)`` per group, or of one
     element; and the size of a group, or None."""
     quantizer, weight = layer.weight_quantizer, layer.weight.detach()
-    if bool(weight.isnan().any()):
-        raise ValueError("its weight holds NaN, which no integer stands for")
-    grid = grid_of("weight", quantizer, weight)
+    grid = weight_grid(layer)
     axis, group = getattr(quantizer, "axis", None), None
     if grid.step.numel() != 1:  # one step serves all, however the codes were found
         group = getattr(quantizer, "group_size", None) or None
@@ -176,23 +191,44 @@ def padding_of(layer: Any) -> list[int]:
     return padding
 
 
-def lookup_layer(layer: Any) -> LookupLayer:
-    """The look-up form of one layer whose weight is codes; ``ValueError`` says why there is none."""
-    direct, source = layer.direct, layer.input_quantizer
+def learned_levels(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and levels of a weight that is stored as them."""
+    direct = layer.direct
     if direct.codes.numel() == 0:
         raise ValueError("its weight has no codes yet; call initialize(weight) or load a state dict")
-    if not bool(direct.levels().isfinite().all()):
+    levels = direct.levels().detach()
+    if not bool(levels.isfinite().all()):
         raise ValueError("its weight has a level of inf or NaN")
+    return direct.codes.clone(), levels.clone()
+
+
+def levels_of_grid(layer: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Codes from 0 and levels of a quantized weight, per tensor or per output channel; None for another granularity."""
+    quantizer, weight, grid = layer.weight_quantizer, layer.weight.detach(), weight_grid(layer)
+    rows = 1 if grid.step.numel() == 1 else len(weight)
+    axis = getattr(quantizer, "axis", None)
+    if rows > 1 and (axis is None or axis % weight.dim() != 0):
+        return None
+    count = 2 ** (codes_of("weight", grid).numel() - 1).bit_length()
+    every = torch.arange(grid.qmin, grid.qmin + count, dtype=torch.int32, device=weight.device).clamp(max=grid.qmax)
+    levels = grid.decode(every.expand(rows, -1).contiguous(), 0)
+    levels = levels.to(weight.dtype).to(levels.dtype)  # rounded as those of the weights below, so that they ascend
+    codes, evaluated = quantizer.codes(weight) - grid.qmin, copy.deepcopy(quantizer).eval()
+    # the weights themselves, which QIL and EWGS round otherwise than the grid does
+    levels.scatter_(1, codes.view(rows, -1).long(), evaluated.forward(weight).to(levels.dtype).view(rows, -1))
+    levels = levels.cummax(1).values  # the codes that fill up to a power of two repeat the last
+    return codes.to(torch.uint8), levels[0] if rows == 1 and levels.dtype == torch.float32 else levels
+
+
+def lookup_layer(layer: Any, codes: torch.Tensor, levels: torch.Tensor) -> LookupLayer:
+    """The look-up form of one layer; ``ValueError`` says why there is none."""
+    source = quantizer_of("input", layer)
     tensors: dict[str, torch.Tensor | None] = {}
     inputs, magnitude = None, False
-    if source is not None and source.enabled:
+    if source is not None:
         grid, inputs, tensors = input_coding(source)
         tensors["input_levels"], magnitude = input_levels(source, grid), grid.magnitude
-    tensors |= {
-        "codes": direct.codes.clone(),
-        "levels": direct.levels().detach().clone(),
-        "bias": None if layer.bias is None else layer.bias.detach().clone(),
-    }
+    tensors |= {"codes": codes, "levels": levels, "bias": None if layer.bias is None else layer.bias.detach().clone()}
     if isinstance(layer, nn.Linear):
         return LookupLinear(tensors, inputs, magnitude)
     return LookupConv(tensors, inputs, **convolution(layer), padding=layer.padding, copied=padding_of(layer), magnitude=magnitude)

@@ -58,6 +58,10 @@ class Codes:
         """The range of ``code - zero``."""
         return self.qmin - self.zero, self.qmax - self.zero
 
+    def numel(self) -> int:
+        """How many there are."""
+        return self.qmax - self.qmin + 1
+
     @property
     def factor(self) -> int:
         """``a``: the integer is ``a * (code - zero) + c``."""
@@ -107,6 +111,8 @@ class CodedLayer(nn.Module):
         self.inputs, self.magnitude = inputs, magnitude
         for name in self.buffer_names:
             self.register_buffer(name, tensors.get(name))
+        if (inputs is None) != (self.input_step is None) or (self.input_lower is None) != (self.input_width is None):
+            raise ValueError("input_step goes with the input's codes, input_lower with input_width")
 
     @property
     def zero(self) -> int:
@@ -323,14 +329,16 @@ class IntegerConv(IntegerLayer):
 
 
 class LookupLayer(CodedLayer):
-    """A layer whose weights are codes of levels that may lie anywhere (:class:`fastq.nn.DirectWeight`): ``levels[codes]``.
+    """A layer whose weights are codes of levels that may lie anywhere: ``levels[codes]``.
 
-    Levels that are not evenly spaced have no integer product: ``sum x*w`` is no multiple of ``sum p*k``. What is saved is the
-    memory of the weights. The layer computes in floating point with the very numbers of the fake-quantized one, so that its output
-    has the same bits: ``input_levels`` are what the input's quantizer gives for each of its codes.
+    It is for layers that have no integer product: learned levels (:class:`fastq.nn.DirectWeight`) are not evenly spaced, so that
+    ``sum x*w`` is no multiple of ``sum p*k``; and an input that is not quantized has no integers. What is saved is the memory of
+    the weights. The layer computes in floating point with the very numbers of the fake-quantized one, so that its output has the
+    same bits: ``input_levels`` are what the input's quantizer gives for each of its codes.
 
-    Buffers: ``codes`` uint8, in a file packed to their bits; ``levels`` float32, ``2**bits`` of them; ``bias`` or None;
-    ``input_levels`` float32, or None where the input is not quantized; and those of the input.
+    Buffers: ``codes`` uint8, in a file packed to their bits; ``levels`` float32, ``2**bits`` of them, or as many per output
+    channel, ``(O, 2**bits)``, or float64 ``(1, 2**bits)``; ``bias`` or None; ``input_levels`` float32, one for each code of the
+    input, or None where it is not quantized; and those of the input. Raises ``ValueError`` where their sizes do not fit.
     """
 
     codes: torch.Tensor
@@ -339,14 +347,28 @@ class LookupLayer(CodedLayer):
     input_levels: torch.Tensor | None
     buffer_names = ("codes", "levels", "bias", "input_levels", *CodedLayer.buffer_names)
 
+    def __init__(self, tensors: dict[str, torch.Tensor | None], inputs: Codes | None, magnitude: bool = False) -> None:
+        super().__init__(tensors, inputs, magnitude)
+        count = self.levels.shape[-1]
+        rows = len(self.levels) if self.levels.dim() == 2 else 1
+        if count not in (2**bits for bits in range(1, 9)) or rows not in (1, len(self.codes)):
+            raise ValueError(f"levels of shape {tuple(self.levels.shape)} for codes of shape {tuple(self.codes.shape)}")
+        have, needed = (0 if t is None else t.numel() for t in (self.input_levels, self.inputs))
+        if have != needed:
+            raise ValueError(f"{have} input levels for {needed} codes of the input")
+
     def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The quantized input, NaN where ``x`` is, and the weight, of the dtype of ``x``."""
         half = x.dtype in (torch.bfloat16, torch.float16)
-        weight = direct_weight(self.codes, self.levels, dtype=x.dtype if half else torch.float32).to(x.dtype)
+        if self.levels.dim() == 1:
+            weight = direct_weight(self.codes, self.levels, dtype=x.dtype if half else torch.float32).to(x.dtype)
+        else:
+            places = self.codes.reshape(len(self.levels), -1).long()
+            weight = self.levels.gather(1, places).view(self.codes.shape).to(x.dtype)
         if self.inputs is None or self.input_levels is None:
             return x, weight
-        places = self.quantize(x).to(torch.int32) - self.inputs.stored[0]
-        return torch.where(x.isnan(), x, self.input_levels.to(x.dtype)[places]), weight
+        codes = self.quantize(x).to(torch.int32) - self.inputs.stored[0]
+        return torch.where(x.isnan(), x, self.input_levels.to(x.dtype)[codes]), weight
 
 
 class LookupLinear(LookupLayer):

@@ -57,7 +57,7 @@ def _numbers(layer: IntegerLayer | LookupLayer) -> dict[str, Any]:
     if isinstance(layer, IntegerLayer):
         numbers |= {"weight_range": [layer.weights.qmin, layer.weights.qmax], "odd_weights": layer.weights.odd}
     else:
-        numbers |= {"weight_range": [0, layer.levels.numel() - 1]}
+        numbers |= {"weight_range": [0, layer.levels.shape[-1] - 1]}
     for name in {"linear": ("group_size",), "lookup linear": (), "conv": CONV, "lookup conv": (*CONV, "copied")}[numbers["kind"]]:
         numbers[name] = getattr(layer, name)
     return numbers
@@ -89,7 +89,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, (IntegerLayer, LookupLayer)):
             layers[name] = _numbers(module)
-            stored = module.weights.stored if isinstance(module, IntegerLayer) else (0, module.levels.numel() - 1)
+            stored = module.weights.stored if isinstance(module, IntegerLayer) else (0, module.levels.shape[-1] - 1)
             tensors[f"{name}.codes" if name else "codes"] = _pack(module.codes, stored)
     if not layers:
         raise ValueError("save: model has no integer layer; give the network that fastq.convert returns")
@@ -140,8 +140,8 @@ def _layer(numbers: dict[str, Any], tensors: dict[str, torch.Tensor]) -> CodedLa
     shape, packed = tuple(int(n) for n in numbers["shape"]), tensors["codes"]
     if not weights.qmin < weights.qmax or packed.dtype != torch.uint8:
         raise ValueError(f"codes of {packed.dtype} in the range {(weights.qmin, weights.qmax)}")
-    if by_lookup and (weights.qmin != 0 or tensors["levels"].numel() != weights.qmax + 1):
-        raise ValueError(f"{tensors['levels'].numel()} levels for codes from {weights.qmin} to {weights.qmax}")
+    if by_lookup and (weights.qmin != 0 or tensors["levels"].shape[-1] != weights.qmax + 1):
+        raise ValueError(f"{tensors['levels'].shape[-1]} levels for codes from {weights.qmin} to {weights.qmax}")
     if packed.numel() != -(-int(np.prod(shape)) * _bits(stored) // 8):
         raise ValueError(f"{packed.numel()} bytes of codes for the shape {shape}")
     codes = _unpack(packed, shape, stored)

@@ -1,8 +1,12 @@
 """Every quantizer of ``fastq.nn``, of weights and of inputs, in every kind of layer: converted, its integers are the fake ones."""
 
+import hashlib
 import itertools
+import json
+import struct
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from device import drawn
@@ -10,7 +14,7 @@ from quantizers import INPUTS, WEIGHTS, WHOLE, trained
 from torch import nn
 
 import fastq
-from fastq.deploy import compare, convert, load, save
+from fastq.deploy import LookupLayer, compare, convert, load, save
 from fastq.nn import LSQ, PACT, QUANTIZED, DirectConv1d, DirectConv2d, DirectLinear, DirectWeight, SATWeight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,6 +242,62 @@ def test_look_up_gives_the_same_bits(source, kind, tmp_path):
             assert torch.equal(codes.int() + converted.zero, layer.input_quantizer.codes(x))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind != "linear per group"])
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_a_layer_whose_weight_alone_is_quantized_is_looked_up(weight, kind, tmp_path):
+    """It may be loaded into the float network then: SAT's weights have no state by which a missing quantizer would show."""
+    for bits, dtype in zip(BITS, (torch.float32, torch.float64, torch.float32, torch.bfloat16), strict=True):
+        layer, x = pair(kind, weight, "lsq", bits)
+        plain = LAYERS[kind][0]().to(dtype)
+        layer.input_quantizer, layer, x = None, layer.to(dtype), x.to(dtype)
+        converted = convert(layer)
+        assert isinstance(converted, LookupLayer) and torch.equal(converted(x), layer(x))
+        for architecture in (layer, plain):
+            assert torch.equal(stored(converted, architecture, tmp_path / "layer")(x), converted(x))
+
+
+def test_a_weight_alone_per_group_stays_as_it_is():
+    layer, x = pair("linear per group", "lsq", "lsq", 4)
+    layer.input_quantizer = None
+    integer = convert(nn.Sequential(layer, pair("linear", "lsq", "lsq", 4)[0]))
+    assert type(integer[0]) is type(layer) and torch.equal(integer[0](x), layer(x))
+
+
+def forged(data, change):
+    """The file with ``change(header)`` done to its header, and a checksum that fits."""
+    (size,) = struct.unpack("<Q", data[:8])
+    top = json.loads(data[8 : 8 + size])
+    header = json.loads(top["__metadata__"]["fastq"])
+    change(header)
+    header["checksum"] = "0" * 64
+    tensors = safetensors.torch.load(data)
+    text = json.dumps(header, separators=(",", ":"))
+    data = safetensors.torch.save(tensors, {"fastq": text})
+    return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("'no such kind'", {"kind": "no such kind"}),
+        ("16 levels for codes from 0 to 7", {"weight_range": [0, 7]}),
+        ("16 input levels for 8 codes of the input", {"qmax": 7}),
+        ("codes from 0 to 256 do not fit 8 bits", {"qmax": 256}),
+        ("bytes of codes for the shape", {"shape": [6, 13]}),
+        ("unexpected keyword argument 'group_size'", {"group_size": 4}),
+    ],
+)
+def test_a_header_that_does_not_fit_its_tensors(message, change, tmp_path):
+    layer, _ = direct("linear", "lsq", 4)
+    save(convert(layer), tmp_path / "layer")
+    data = (tmp_path / "layer").read_bytes()
+    assert isinstance(load(forged(data, lambda header: None), layer), LookupLayer)
+    with pytest.raises(fastq.deploy.FormatError, match=f"does not fit the model: .*{message}"):
+        load(forged(data, lambda header: header["layers"][""].update(change)), layer)
+    with pytest.raises(fastq.deploy.FormatError, match="input_step goes with the input's codes"):
+        load(forged(data, lambda header: header["layers"][""].pop("qmin")), layer)
+
+
 def test_look_up_packs_its_codes_and_shows_nan(tmp_path):
     layer, x = direct("linear", "lsq+", 2)
     converted = convert(layer)
@@ -269,6 +329,7 @@ def test_what_cannot_be_looked_up_says_why(message, spoil):
 def test_a_quantizer_that_is_not_enabled_leaves_its_layer_in_floating_point():
     net = network("lsq", "lsq")
     net[3].input_quantizer.set_bits(None)
+    net[0].weight_quantizer.set_bits(None)
     integer, x = convert(net), drawn((4, 1, 6, 6))
-    assert type(integer[3]) is type(net[3])
+    assert type(integer[0]) is type(net[0]) and isinstance(integer[3], LookupLayer) and integer[3].inputs is None
     torch.testing.assert_close(integer(x), net.eval()(x), rtol=1e-4, atol=1e-4)  # fp32 sums of terms of order 1
