@@ -856,6 +856,10 @@ MUTANTS = [
             EVERY, "both have an offset",
         ),
         (
+            "look-up-values", "levels.scatter_(1,", "levels.scatter(1,",
+            f"{EVERY}::test_a_layer_whose_weight_alone_is_quantized_is_looked_up", "QIL and EWGS round otherwise than the grid",
+        ),
+        (
             "input-levels", "values.index_copy(0, (evaluated.codes(x) - grid.qmin).long(), evaluated.forward(x))", "values",
             f"{EVERY}::test_look_up_gives_the_same_bits", "k / L is not k times 1 / L",
         ),

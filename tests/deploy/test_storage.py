@@ -106,7 +106,9 @@ def test_a_file_of_version_1_is_read(tmp_path):
     """Written when there were no odd grids and no look-up layers: an input with an offset, weights per channel and group."""
     old = load(Path(__file__).with_name("version1.safetensors"), float_model())
     x = torch.linspace(-1, 1, 64, device="cpu").view(2, 2, 4, 4)
-    logits = torch.tensor([[0.0789059, -0.3661225, -0.4564636], [-0.0443456, -0.5175331, -0.5273668]])  # what it gave then
+    logits = torch.tensor(
+        [[0.0789059, -0.3661225, -0.4564636], [-0.0443456, -0.5175331, -0.5273668]], device="cpu"
+    )  # what it gave then
     torch.testing.assert_close(old(x), logits, rtol=0, atol=1e-5)  # sums of at most 64 terms of order 1
     save(old, tmp_path / "new")
     assert torch.equal(load(tmp_path / "new", float_model())(x), old(x))
