@@ -876,7 +876,7 @@ MUTANTS = [
             f"{TEMPERED}::test_the_formula_by_hand", "what is clipped has no noise",
         ),
         (
-            "cpu-noise-of-the-step", "inner = inner * (F(1) + xi * r.constant[0]);", "inner = inner * xi * r.constant[0];",
+            "cpu-noise-of-the-step", "inner = inner * (F(1) + xi * p[2]);", "inner = inner * xi * p[2];",
             f"{TEMPERED}::test_the_formula_by_hand", "the noise adds to the step's gradient",
         ),
         (
@@ -952,7 +952,7 @@ MUTANTS = [
     *mutants(
         "triton_kernels/tempered.py",
         (
-            "triton-noise-of-the-gradient", "xi * r[5] * tl.abs(q - v)", "xi * r[5] * (q - v)",
+            "triton-noise-of-the-gradient", "xi * p[2] * tl.abs(q - v)", "xi * p[2] * (q - v)",
             TRITON_NOISE, "the gradient's noise has the error's magnitude",
         ),
     ),

@@ -54,10 +54,10 @@ if TYPE_CHECKING:
     from .ops.qil import qil as qil
     from .ops.sat import sat_weight as sat_weight
     from .ops.tempered import tempered as tempered
-    from .ops.tempered import tempering_decay as tempering_decay
     from .oscillation import OscillationState as OscillationState
     from .recipes.parameters import param_groups as param_groups
     from .recipes.prepare import prepare as prepare
+    from .schedules import tempering_decay as tempering_decay
 
 __version__ = "0.1.0"
 
@@ -99,7 +99,7 @@ _FUNCTIONS = {
     "supports": "dispatch",
     "update_step_": "channels",
     "tempered": "ops",
-    "tempering_decay": "ops",
+    "tempering_decay": "schedules",
     "use_backend": "dispatch",
 }
 _MODULES = ("autograd", "compat", "deploy", "nn", "recipes", "reference", "schedules", "testing")

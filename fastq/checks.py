@@ -62,6 +62,12 @@ def check_levels(
             raise ValueError(f"{op}: {name} holds NaN ({int(t.isnan().sum())} of {t.numel()} elements)")
 
 
+def check_fraction(op: str, name: str, t: torch.Tensor) -> None:
+    """In the checking mode, raise ``ValueError`` for what is not from 0 to 1."""
+    if _enabled and not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(f"{op}: {name} must be from 0 to 1, got {t.detach().flatten()[:8].tolist()}")
+
+
 def _no_nan(op: str, **tensors: torch.Tensor) -> None:
     for name, t in tensors.items():
         if bool(t.isnan().any()):

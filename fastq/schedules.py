@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["dampening_weight", "freezing_threshold"]
+__all__ = ["dampening_weight", "freezing_threshold", "tempering_decay"]
 
 
 def _progress(op: str, step: float, total_steps: float, delay: float) -> float:
@@ -67,3 +67,20 @@ def dampening_weight(step: float, total_steps: float, *, last: float, delay: flo
     _finite("dampening_weight", "last", last)
     r = _progress("dampening_weight", step, total_steps, delay)
     return 0.0 if r < 0 else last / 2 * (1 - math.cos(math.pi * r))
+
+
+def tempering_decay(step: int, total: int, *, initial: float = 1.0, rate: float = 5.0) -> float:
+    """``initial * exp(-rate * step / total)``: the ``decay`` of training step ``step`` (from 0) of ``total``.
+
+    A reconstruction, as :func:`fastq.tempered` is: ``initial`` (lambda_0, from 0 to 1) and ``rate`` (kappa, not negative; 5 leaves
+    0.7 % at the end) are ours. Past the end it stays at its last value. Raises ``ValueError`` for what is out of range.
+    """
+    if total < 1:
+        raise ValueError(f"tempering_decay: total must be at least 1 step, got {total}")
+    if step < 0:
+        raise ValueError(f"tempering_decay: step must be at least 0, got {step}")
+    if not 0 <= initial <= 1:
+        raise ValueError(f"tempering_decay: initial must be from 0 to 1, got {initial}")
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"tempering_decay: rate must be finite and not negative, got {rate}")
+    return initial * math.exp(-rate * min(step, total) / total)

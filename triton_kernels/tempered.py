@@ -24,10 +24,16 @@ from .numeric import clip, divide, nan_of, round_clipped
 
 
 @triton.jit
-def _prepare(parameters, r):
+def _prepare_still(parameters, r):
     magnitude = tl.abs(parameters[0])
     # inf - inf: inf and NaN give NaN
     return tl.where(magnitude < r[4], r[4], magnitude) + (magnitude - magnitude), parameters[1]
+
+
+@triton.jit
+def _prepare(parameters, r):
+    s, a = _prepare_still(parameters, r)
+    return s, a, parameters[2]
 
 
 @triton.jit
@@ -35,7 +41,7 @@ def _forward(x, xi, p, r):
     v = divide(x, p[0])
     q = round_clipped(clip(v, r[0], r[1]))
     e = tl.where((v > r[2]) & (v < r[3]), q - v, 0.0)
-    return p[0] * (q + xi * r[5] * e)
+    return p[0] * (q + xi * p[2] * e)
 
 
 @triton.jit
@@ -61,14 +67,14 @@ def _backward(x, g, xi, p, r):
     v = divide(x, p[0])
     q = round_clipped(clip(v, r[0], r[1]))
     dx = tl.where((v > r[2]) & (v < r[3]), p[1] * g, nan_of(v))
-    return dx, _sums(x, g, v, q, (q - v) * (1.0 + xi * r[5]), p, r)
+    return dx, _sums(x, g, v, q, (q - v) * (1.0 + xi * p[2]), p, r)
 
 
 @triton.jit
 def _backward_gradient(x, g, xi, p, r):
     v = divide(x, p[0])
     q = round_clipped(clip(v, r[0], r[1]))
-    scale = p[1] + xi * r[5] * tl.abs(q - v)
+    scale = p[1] + xi * p[2] * tl.abs(q - v)
     return tl.where((v > r[2]) & (v < r[3]), scale * g, nan_of(v)), _sums(x, g, v, q, q - v, p, r)
 
 
@@ -87,30 +93,32 @@ def _finish(index: tl.constexpr, total, parameters):
         return total
 
 
-TEMPERED = Method("tempered", 2, 2, _prepare, _forward, _backward, _finish, word="noise")
-TEMPERED_GRADIENT = Method("tempered_gradient", 2, 2, _prepare, _forward_gradient, _backward_gradient, _finish, word="noise")
-TEMPERED_STILL = Method("tempered_still", 2, 2, _prepare, _forward_still, _backward_still, _finish)
+TEMPERED = Method("tempered", 3, 2, _prepare, _forward, _backward, _finish, word="noise")
+TEMPERED_GRADIENT = Method("tempered_gradient", 3, 2, _prepare, _forward_gradient, _backward_gradient, _finish, word="noise")
+TEMPERED_STILL = Method("tempered_still", 2, 2, _prepare_still, _forward_still, _backward_still, _finish)
+
+ONE_DECAY = (False, False, True)
 
 
 def _forward_op(
-    x: Any, step: Any, a: Any, seed: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int,
-    decay: float, noise: int,
+    x: Any, step: Any, a: Any, seed: Any, decay: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int,
+    noise: int,
 ) -> Any:  # fmt: skip
     return run_forward(
-        TEMPERED, x, (step, a), qmin, qmax, axis, group_size, eps, boundary=boundary, constants=(decay,), words=seed,
+        TEMPERED, x, (step, a, decay), qmin, qmax, axis, group_size, eps, boundary=boundary, words=seed, shared=ONE_DECAY,
         noise=(noise, UNIT_VARIANCE[noise]),
     )  # fmt: skip
 
 
 def _backward_op(
-    grad: Any, x: Any, step: Any, a: Any, seed: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int,
-    decay: float, noise: int, reading: int, grad_scale: float, grad_norm: int, a_grad_scale: float,
+    grad: Any, x: Any, step: Any, a: Any, seed: Any, decay: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float,
+    boundary: int, noise: int, reading: int, grad_scale: float, grad_norm: int, a_grad_scale: float,
 ) -> Any:  # fmt: skip
     method = (TEMPERED, TEMPERED_GRADIENT, TEMPERED_STILL)[reading]
     norm = gradient_scale(x, step, qmax, "lsq" if grad_norm == 1 else "lsq-full") if grad_norm else 1.0
     dx, gradients = run_backward(
-        method, grad, x, (step, a), qmin, qmax, axis, group_size, eps, boundary, (grad_scale * norm, a_grad_scale),
-        constants=(decay,), words=seed, noise=(noise, UNIT_VARIANCE[noise]),
+        method, grad, x, (step, a, decay)[: method.parameters], qmin, qmax, axis, group_size, eps, boundary,
+        (grad_scale * norm, a_grad_scale), words=seed, shared=ONE_DECAY, noise=(noise, UNIT_VARIANCE[noise]),
     )  # fmt: skip
     return dx, *gradients
 

@@ -118,7 +118,8 @@ struct Tile {
   // Register bound: 64; 80 for two loads of everything and for the columns' many addresses; 128 where a method has more
   // values of its own (fp64's take two registers each), which still leaves 32 KB under way in an SM.
   static constexpr bool kManyValues = kPrepared * int(sizeof(F)) >= 16;
-  static constexpr int kThreadsPerSM = !kBackward && kWalk != Walk::columns ? 1024 : kManyValues ? 512 : 768;
+  static constexpr bool kFew = sizeof(F) == 4 || kPrepared < 3;
+  static constexpr int kThreadsPerSM = !kBackward && kWalk != Walk::columns && kFew ? 1024 : kManyValues ? 512 : 768;
   static constexpr int kBlocksPerSM = kThreadsPerSM / kThreads;
   static constexpr int kTable = kWalk == Walk::rows ? kMaxRows : kWalk == Walk::columns ? int(kLanes) : 1;
   static_assert(kThreads >= kLanes && kThreads <= 1024);

@@ -18,9 +18,9 @@ inline namespace FASTQ_ISA {
 
 template <Reading kReading>
 struct Tempered : Quantizer {
-  static constexpr int kParameters = 2;  // step, a
-  static constexpr int kPrepared = 2;    // s, a
-  static constexpr int kGradients = 2;   // dstep, da
+  static constexpr int kParameters = kReading == Reading::still ? 2 : 3;  // step, a; of all channels: decay
+  static constexpr int kPrepared = kParameters;                           // s, a, decay
+  static constexpr int kGradients = 2;                                    // dstep, da
   static constexpr Word kWord = kReading == Reading::still ? Word::none : Word::noise;
 
   template <class F>
@@ -28,6 +28,7 @@ struct Tempered : Quantizer {
     const F magnitude = parameter[0] < F(0) ? -parameter[0] : parameter[0];
     p[0] = (magnitude < r.eps ? r.eps : magnitude) + (magnitude - magnitude);  // inf - inf: inf and NaN give NaN
     p[1] = parameter[1];
+    if constexpr (kReading != Reading::still) p[2] = parameter[2];
   }
 
   // `still` has no noise, and is its formula with a noise of nothing.
@@ -46,7 +47,7 @@ struct Tempered : Quantizer {
     const V q = round_clipped(clip(v, r.qmin, r.qmax), F());
     if constexpr (kReading == Reading::noise) {
       const V e = select(both(v > r.lower, v < r.upper), q - v, splat<V>(F(0)));
-      return p[0] * (q + xi * r.constant[0] * e);
+      return p[0] * (q + xi * p[2] * e);
     } else {
       return p[0] * q;
     }
@@ -60,9 +61,9 @@ struct Tempered : Quantizer {
     const V nan = nan_of(v, F());
     V scale = p[1], inner = q - v;
     if constexpr (kReading == Reading::noise) {
-      inner = inner * (F(1) + xi * r.constant[0]);
+      inner = inner * (F(1) + xi * p[2]);
     } else if constexpr (kReading == Reading::gradient) {
-      scale = scale + xi * r.constant[0] * select(inner < F(0), -inner, inner);
+      scale = scale + xi * p[2] * select(inner < F(0), -inner, inner);
     }
     const V outside = select(v <= r.qmin, splat<V>(r.qmin), splat<V>(r.qmax)) + nan;
     terms[0] = g * select(inside, inner, outside);

@@ -28,8 +28,8 @@ class Tempered(LSQ):
     from one state give the same numbers, and a captured CUDA graph draws anew each time it runs. (Activation checkpointing calls
     the module twice, and so gets other noise the second time.)
 
-    ``decay`` is set from outside, once a training step: ``q.decay = fastq.tempering_decay(t, T)``. It is a number, not a tensor: a
-    captured graph keeps the one that it was captured with.
+    ``decay`` is set from outside, once a training step: ``q.decay = fastq.tempering_decay(t, T)`` fills the tensor that it is, so
+    that a compiled module is not compiled anew and a captured graph sees the new value; each call takes the one of its time.
 
     Step and ``a`` stay positive by parametrisation: the step as in :class:`fastq.nn.LSQ`, and of ``a`` the magnitude is used. A
     projection would change parameters behind the optimizer's back, and a negative ``a`` would turn the gradient round.
@@ -37,7 +37,7 @@ class Tempered(LSQ):
     Args:
         bits, signed, narrow, axis, group_size, shape, init, boundary, grad_scale, eps: as in :class:`fastq.nn.LSQ`.
         reading, noise, a_grad_scale: as in :func:`fastq.tempered`.
-        decay: the first one, from 0 to 1.
+        decay: the first one, a float from 0 to 1.
         seed: the first one, any int that 64 bits hold; None draws one from torch's generator, so ``torch.manual_seed`` settles it.
 
     Input: ``x`` as :func:`fastq.tempered` takes it. Output: of its shape, dtype and layout.
@@ -48,11 +48,14 @@ class Tempered(LSQ):
     Attributes:
         step, a: parameters of one shape, float32 whatever ``.to()`` or ``.half()`` the model gets (float64 after ``.double()``).
         seed: buffer, one int64 element: of the next training call.
+        decay: buffer, one element, float32 as the step is: the factor of the noise. A number or a tensor of one element assigned to
+            it is written into it.
         initialized, is_signed: buffers, as in :class:`fastq.nn.LSQ`.
     """
 
     a: nn.Parameter
     seed: torch.Tensor
+    decay: torch.Tensor
 
     def __init__(
         self, bits: int | tuple[int, int], *, signed: bool | None = True, narrow: bool = False, axis: int | None = None,
@@ -67,29 +70,32 @@ class Tempered(LSQ):
         for name, value, known in (("reading", reading, READINGS), ("noise", noise, NOISES)):
             if value not in known:
                 raise ValueError(f"Tempered: {name} must be one of {', '.join(known)}, got {value!r}")
-        self.reading, self.noise, self.a_grad_scale, self.decay = reading, noise, a_grad_scale, decay
+        if isinstance(decay, torch.Tensor):
+            raise TypeError("Tempered: decay must be a float from 0 to 1, got Tensor; assign a tensor later, to be copied")
+        check_decay("Tempered", decay)
+        self.reading, self.noise, self.a_grad_scale = reading, noise, a_grad_scale
         self.a = nn.Parameter(torch.ones_like(self.step))
         self.register_buffer("seed", new_seed("Tempered", seed).to(self.step.device))
+        self.register_buffer("decay", torch.full((1,), float(decay), dtype=torch.float32, device=self.step.device))
 
-    @property
-    def decay(self) -> float:
-        """The factor of the noise, from 0 to 1."""
-        return self._decay
-
-    @decay.setter
-    def decay(self, value: float) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "decay" or "decay" not in self.__dict__.get("_buffers", {}):
+            return super().__setattr__(name, value)
         check_decay("Tempered", value)
-        self._decay = value
+        with torch.no_grad():
+            self.decay.copy_(value) if isinstance(value, torch.Tensor) else self.decay.fill_(value)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._ready(x)
         step, _ = self._parameters_for(x)
+        # A copy, for the backward pass: what it was, whatever is written into it by then.
         return tempered(
-            x, step, self.a.to(compute_dtype(x)).abs(), bits=self._range(), decay=self._decay,
+            x, step, self.a.to(compute_dtype(x)).abs(), bits=self._range(), decay=self.decay.clone() if self.training else 0.0,
             seed=take_seed(self.seed) if self.training else None, reading=self.reading, noise=self.noise, training=self.training,
             axis=self.axis, group_size=self.group_size, boundary=self.boundary, grad_scale=self.grad_scale,
             a_grad_scale=self.a_grad_scale, eps=self.eps,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, reading={self.reading!r}, noise={self.noise!r}, decay={self._decay:.4g}"
+        decay = "none yet" if self.decay.is_meta else f"{float(self.decay):.4g}"
+        return f"{super().extra_repr()}, reading={self.reading!r}, noise={self.noise!r}, decay={decay}"

@@ -19,7 +19,7 @@ from .oscillation import oscillation_step_
 from .pact import pact
 from .qil import qil
 from .sat import sat_weight
-from .tempered import tempered, tempering_decay
+from .tempered import tempered
 
 __all__ = [
     "ChannelStats",
@@ -45,5 +45,4 @@ __all__ = [
     "qil",
     "sat_weight",
     "tempered",
-    "tempering_decay",
 ]

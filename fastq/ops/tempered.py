@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from .. import checks, dispatch
-from ..granularity import check_input, check_parameter, normalize_axis
+from ..granularity import check_input, check_parameter, compute_dtype, normalize_axis
 from ..ranges import BOUNDARIES, integer_range
 from ..reference.philox import NOISES
 from ..reference.tempered import READINGS, STILL
@@ -19,11 +18,11 @@ from . import _library
 from .lsq import _forward as _lsq_forward
 from .lsq import gradient_factor
 
-__all__ = ["Tempered", "tempered", "tempering_decay"]
+__all__ = ["Tempered", "tempered"]
 
 
-def check(op: str, x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, seed: Any, axis: int, group_size: int) -> None:
-    """The checks of the tensors, for every backend and for the fake kernels. No seed: no noise (``training=False``)."""
+def check(op: str, x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, seed: Any, decay: Any, axis: int, group_size: int) -> None:
+    """The checks of the tensors, for every backend and for the fake kernels. No seed, no decay: no noise (``training=False``)."""
     check_input(op, x)
     check_parameter(op, "step", step, x, axis, group_size)
     check_parameter(op, "a", a, x, axis, group_size)
@@ -31,42 +30,59 @@ def check(op: str, x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, seed: A
         raise ValueError(f"{op}: a must have the shape of step, {tuple(step.shape)}, got {tuple(a.shape)}")
     if seed is not None:
         check_seed(op, seed, x)
+    if decay is not None:
+        check_parameter(op, "decay", decay, x, -1, 0)
 
 
-def check_decay(op: str, decay: float) -> None:
-    """``decay`` is a number from 0 to 1."""
+def check_values(op: str, x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, decay: torch.Tensor | None) -> None:
+    """What the checking mode looks at."""
+    checks.check_values(op, x, step, a, ("step", "a"))
+    if decay is not None:
+        checks.check_fraction(op, "decay", decay)
+
+
+def check_decay(op: str, decay: torch.Tensor | float) -> None:
+    """``decay`` is a number from 0 to 1, or one float element, whose value only the checking mode looks at."""
+    if isinstance(decay, torch.Tensor):
+        if decay.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{op}: decay must be a float or a float32 tensor, got {decay.dtype}")
+        if decay.numel() != 1:
+            raise ValueError(f"{op}: decay must have one element, got shape {tuple(decay.shape)}")
+        if decay.requires_grad:
+            raise ValueError(f"{op}: decay gets no gradient and must not require one; pass decay.detach()")
+        return
     if isinstance(decay, bool) or not isinstance(decay, (int, float, torch.SymFloat)):
-        raise TypeError(f"{op}: decay must be a float from 0 to 1, got {type(decay).__name__}")
+        raise TypeError(f"{op}: decay must be a float from 0 to 1 or a tensor of one element, got {type(decay).__name__}")
     if not 0 <= decay <= 1:
         raise ValueError(f"{op}: decay must be from 0 to 1, got {decay}")
 
 
 def _fake_forward(
-    x: Any, step: Any, a: Any, seed: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int,
-    decay: float, noise: int,
+    x: Any, step: Any, a: Any, seed: Any, decay: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int,
+    noise: int,
 ) -> Any:  # fmt: skip
-    check("tempered", x, step, a, seed, axis, group_size)
+    check("tempered", x, step, a, seed, decay, axis, group_size)
     return torch.empty_like(x)
 
 
 def _fake_backward(
-    grad: Any, x: Any, step: Any, a: Any, seed: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int,
-    decay: float, noise: int, reading: int, grad_scale: float, grad_norm: int, a_grad_scale: float,
+    grad: Any, x: Any, step: Any, a: Any, seed: Any, decay: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float,
+    boundary: int, noise: int, reading: int, grad_scale: float, grad_norm: int, a_grad_scale: float,
 ) -> Any:  # fmt: skip
-    check("tempered", x, step, a, seed, axis, group_size)
+    check("tempered", x, step, a, seed, decay, axis, group_size)
     return torch.empty_like(x), *(torch.empty_like(p, memory_format=torch.contiguous_format) for p in (step, a))
 
 
 _library.define(
     "tempered_forward",
-    "(Tensor x, Tensor step, Tensor a, Tensor seed, int qmin, int qmax, int axis, int group_size, float eps, int boundary, "
-    "float decay, int noise) -> Tensor",
+    "(Tensor x, Tensor step, Tensor a, Tensor seed, Tensor decay, int qmin, int qmax, int axis, int group_size, float eps, "
+    "int boundary, int noise) -> Tensor",
     _fake_forward,
 )
 _library.define(
     "tempered_backward",
-    "(Tensor grad, Tensor x, Tensor step, Tensor a, Tensor? seed, int qmin, int qmax, int axis, int group_size, float eps, "
-    "int boundary, float decay, int noise, int reading, float grad_scale, int grad_norm, float a_grad_scale) "
+    "(Tensor grad, Tensor x, Tensor step, Tensor a, Tensor? seed, Tensor? decay, int qmin, int qmax, int axis, int group_size, "
+    "float eps, int boundary, int noise, int reading, float grad_scale, int grad_norm, float a_grad_scale) "
     "-> (Tensor, Tensor, Tensor)",
     _fake_backward,
 )
@@ -76,41 +92,42 @@ _backward = {"cpu": torch.ops.fastq.tempered_backward.default, "triton": torch.o
 _forward["cuda"], _backward["cuda"] = _forward["cpu"], _backward["cpu"]  # one operator; the dispatcher knows the device
 
 
-def _run_backward(backend: str, g: Any, x: Any, step: Any, a: Any, seed: Any, arguments: tuple[Any, ...]) -> Any:
-    return (reference_backward if backend == "reference" else _backward[backend])(g, x, step, a, seed, *arguments)
+def _run_backward(backend: str, g: Any, x: Any, step: Any, a: Any, seed: Any, decay: Any, arguments: tuple[Any, ...]) -> Any:
+    return (reference_backward if backend == "reference" else _backward[backend])(g, x, step, a, seed, decay, *arguments)
 
 
 class Tempered(torch.autograd.Function):
-    """``Tempered.apply(x, step, a, seed, qmin, qmax, axis, group_size, eps, boundary, decay, noise, reading, grad_scale,
+    """``Tempered.apply(x, step, a, seed, decay, qmin, qmax, axis, group_size, eps, boundary, noise, reading, grad_scale,
     a_grad_scale)``.
 
-    The node under :func:`fastq.tempered`, which documents the formula. Here every argument is given, already resolved: ``seed`` a
-    tensor (None without noise), ``axis`` -1 and ``group_size`` 0 where absent, ``boundary`` 0 open, 1 closed, 2 rounded, ``noise``
-    0 uniform, 1 rademacher, 2 normal, ``reading`` 0 noise, 1 gradient, 2 neither (``training=False``). Saves ``x``, the parameters
-    and the seed. The backward pass returns gradients for ``x``, ``step`` and ``a``; a second one raises ``RuntimeError``.
+    The node under :func:`fastq.tempered`, which documents the formula. Here every argument is given, already resolved: ``seed`` and
+    ``decay`` tensors, the latter of the dtype of ``step`` (None without noise), ``axis`` -1 and ``group_size`` 0 where absent,
+    ``boundary`` 0 open, 1 closed, 2 rounded, ``noise`` 0 uniform, 1 rademacher, 2 normal, ``reading`` 0 noise, 1 gradient, 2
+    neither (``training=False``). Saves ``x``, the parameters, the seed and ``decay``. The backward pass returns gradients for
+    ``x``, ``step`` and ``a``; a second one raises ``RuntimeError``.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Any, step: Any, a: Any, seed: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int,
-        decay: float, noise: int, reading: int, grad_scale: float | str = "lsq", a_grad_scale: float = 1.0,
+        ctx: Any, x: Any, step: Any, a: Any, seed: Any, decay: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float,
+        boundary: int, noise: int, reading: int, grad_scale: float | str = "lsq", a_grad_scale: float = 1.0,
     ) -> torch.Tensor:  # fmt: skip
-        check("tempered", x, step, a, seed, axis, group_size)
-        checks.check_values("tempered", x, step, a, ("step", "a"))
+        check("tempered", x, step, a, seed, decay, axis, group_size)
+        check_values("tempered", x, step, a, decay)
         factor, norm = gradient_factor(grad_scale, "tempered")
         backend = dispatch.select(x)
-        ctx.save_for_backward(x, step, a, seed)
-        common = (qmin, qmax, axis, group_size, eps, boundary, decay, noise)
+        ctx.save_for_backward(x, step, a, seed, decay)
+        common = (qmin, qmax, axis, group_size, eps, boundary, noise)
         ctx.backend = backend
         if backend == "reference":
             ctx.arguments = (*common, reading, grad_scale, a_grad_scale)
-            return reference_forward(x, step, a, seed, *common, reading)
+            return reference_forward(x, step, a, seed, decay, *common, reading)
         if backend == "triton":
             from .. import triton_kernels  # noqa: F401  registers the kernels
         ctx.arguments = (*common, reading, factor, norm, a_grad_scale)
         if reading != READINGS["noise"]:
             return _lsq_forward[backend](x, step, None, qmin, qmax, axis, group_size, eps)
-        return _forward[backend](x, step, a, seed, *common)
+        return _forward[backend](x, step, a, seed, decay, *common)
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
@@ -123,7 +140,7 @@ class Tempered(torch.autograd.Function):
 
 
 def resolve(
-    x: torch.Tensor, *, bits: Any, decay: float, seed: Any, signed: bool = True, narrow: bool = False, reading: str = "noise",
+    x: torch.Tensor, *, bits: Any, decay: Any, seed: Any, signed: bool = True, narrow: bool = False, reading: str = "noise",
     noise: str = "uniform", training: bool = True, axis: int | None = None, group_size: int | None = None, boundary: str = "open",
     grad_scale: float | str = "lsq", a_grad_scale: float = 1.0, eps: float = 1e-8,
 ) -> tuple[Any, ...]:  # fmt: skip
@@ -141,9 +158,16 @@ def resolve(
     how = READINGS[reading] if training else STILL
     if training or seed is not None:
         check_seed("tempered", seed, x)
-    seed = seed if training else None
-    common = (qmin, qmax, axis_, group, eps, BOUNDARIES[boundary], float(decay) if isinstance(decay, int) else decay)
-    return seed, *common, NOISES[noise], how, grad_scale, a_grad_scale
+    common = (qmin, qmax, axis_, group, eps, BOUNDARIES[boundary], NOISES[noise], how, grad_scale, a_grad_scale)
+    return (seed, _one_element(decay, x), *common) if training else (None, None, *common)
+
+
+def _one_element(decay: torch.Tensor | float, x: torch.Tensor) -> torch.Tensor:
+    """``decay`` as the kernels read it: one element of the arithmetic's dtype."""
+    dtype = compute_dtype(x)
+    if isinstance(decay, torch.Tensor):
+        return decay if decay.dtype == dtype else decay.to(dtype)
+    return torch.full((1,), decay, dtype=dtype, device=x.device)
 
 
 def tempered(
@@ -152,7 +176,7 @@ def tempered(
     a: torch.Tensor,
     *,
     bits: int | tuple[int, int],
-    decay: float,
+    decay: torch.Tensor | float,
     seed: torch.Tensor | None,
     signed: bool = True,
     narrow: bool = False,
@@ -196,7 +220,9 @@ def tempered(
             ``x.shape[:-1] + (K // group_size,)`` with ``group_size``, ``K = x.shape[-1]``.
         a: the gradient's scale, without unit, of the shape and dtype of ``step``; 1 at first.
         bits: 1 to 8 (1 with ``signed=False``), or the integer range itself as ``(qmin, qmax)``, ``qmin < qmax``, ``qmax >= 1``.
-        decay: the factor of the noise, from 0 to 1; :func:`fastq.tempering_decay` gives it for a training step.
+        decay: the factor of the noise, from 0 to 1; :func:`fastq.tempering_decay` gives it for a training step. A number, or a
+            float32 tensor of one element on the device of ``x``: fill that in place, and neither does ``torch.compile`` compile
+            anew for each value nor a captured CUDA graph keep the first one. Its value is only looked at in the checking mode.
         seed: one int64 element on the device of ``x``; change it to draw new noise. Without ``training`` None will do.
         signed, narrow: as in :func:`fastq.lsq`.
         reading: ``"noise"`` (in the forward pass) or ``"gradient"``.
@@ -216,7 +242,8 @@ def tempered(
     Raises:
         TypeError: ``x`` is not a dense float tensor of a dtype above; a parameter, ``seed`` or ``decay`` has another type than it
             should.
-        ValueError: a shape, device, axis, group size, range or option does not fit; ``decay`` is not from 0 to 1.
+        ValueError: a shape, device, axis, group size, range or option does not fit; ``decay`` is not from 0 to 1, or requires a
+            gradient.
         RuntimeError: the backend asked for cannot serve; a second backward pass is asked for.
 
     Example:
@@ -233,20 +260,3 @@ def tempered(
         axis=axis, group_size=group_size, boundary=boundary, grad_scale=grad_scale, a_grad_scale=a_grad_scale, eps=eps,
     )  # fmt: skip
     return Tempered.apply(x, step, a, *arguments)
-
-
-def tempering_decay(step: int, total: int, *, initial: float = 1.0, rate: float = 5.0) -> float:
-    """``initial * exp(-rate * step / total)``: the ``decay`` of training step ``step`` (from 0) of ``total``.
-
-    A reconstruction, as :func:`fastq.tempered` is: ``initial`` (lambda_0, from 0 to 1) and ``rate`` (kappa, not negative; 5 leaves
-    0.7 % at the end) are ours. Past the end it stays at its last value. Raises ``ValueError`` for what is out of range.
-    """
-    if total < 1:
-        raise ValueError(f"tempering_decay: total must be at least 1 step, got {total}")
-    if step < 0:
-        raise ValueError(f"tempering_decay: step must be at least 0, got {step}")
-    if not 0 <= initial <= 1:
-        raise ValueError(f"tempering_decay: initial must be from 0 to 1, got {initial}")
-    if not 0 <= rate < math.inf:
-        raise ValueError(f"tempering_decay: rate must be finite and not negative, got {rate}")
-    return initial * math.exp(-rate * min(step, total) / total)

@@ -11,8 +11,7 @@ from torch import nn
 from ..nn import LSQ, DirectOptimizer, DirectWeight, Quantizer, Tempered, step_oscillations_
 from ..nn.oscillation import OscillationLSQ
 from ..ops.foreach import foreach_dampening
-from ..ops.tempered import tempering_decay
-from ..schedules import dampening_weight, freezing_threshold
+from ..schedules import dampening_weight, freezing_threshold, tempering_decay
 from .batch_norm import _call, reestimate_batch_norm
 from .recipe import Phase, Recipe
 
@@ -88,7 +87,7 @@ class Training:
         if t is not None:
             decay = tempering_decay(self.step, self.steps, initial=t.initial, rate=t.rate)
             for module in self._tempered:
-                module.decay = decay
+                module.decay.fill_(decay)
 
     def _set_width(self, q: Quantizer, own: Any, bits: Any) -> None:
         if bits == "own":

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from .. import checks
 from ..granularity import compute_dtype, expand, in_layout_of, normalize_axis, sum_to_parameter
 from ..ranges import mask_bounds
 from .lsq import effective_step, gradient_scale
@@ -49,32 +48,35 @@ def _quantize(
     return v, q, m, torch.where(m, q - v, 0.0), s
 
 
-def scaled_noise(x: torch.Tensor, seed: torch.Tensor, kind: int, decay: float) -> torch.Tensor:
+def scaled_noise(x: torch.Tensor, seed: torch.Tensor, kind: int, decay: torch.Tensor | float) -> torch.Tensor:
     """``k = decay * xi`` of the shape and arithmetic dtype of ``x``; ``xi`` itself is fp32 for every dtype."""
-    return noise(seed, x.shape, kind, UNIT_VARIANCE[kind]).to(compute_dtype(x)) * decay
+    xi = noise(seed, x.shape, kind, UNIT_VARIANCE[kind]).to(compute_dtype(x))
+    return xi * (decay.reshape(()) if isinstance(decay, torch.Tensor) else decay)
 
 
 def tempered_forward(
-    x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, seed: torch.Tensor | None, qmin: int, qmax: int, axis: int,
-    group_size: int, eps: float, boundary: int, decay: float, kind: int, reading: int,
+    x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, seed: torch.Tensor | None, decay: torch.Tensor | None, qmin: int,
+    qmax: int, axis: int, group_size: int, eps: float, boundary: int, kind: int, reading: int,
 ) -> torch.Tensor:  # fmt: skip
     """``y``, of the dtype and layout of ``x``."""
     _, q, _, e, s = _quantize(x, step, qmin, qmax, axis, group_size, eps, boundary)
-    if reading == READINGS["noise"] and seed is not None:
+    if reading == READINGS["noise"] and seed is not None and decay is not None:
         q = q + scaled_noise(x, seed, kind, decay) * e
     return in_layout_of(x, s * q)
 
 
 def tempered_backward(
-    g: torch.Tensor, x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, seed: torch.Tensor | None, qmin: int, qmax: int,
-    axis: int, group_size: int, eps: float, boundary: int, decay: float, kind: int, reading: int,
-    grad_scale: float | str, a_grad_scale: float,
+    g: torch.Tensor, x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, seed: torch.Tensor | None,
+    decay: torch.Tensor | None, qmin: int, qmax: int, axis: int, group_size: int, eps: float, boundary: int, kind: int,
+    reading: int, grad_scale: float | str, a_grad_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """``(dx, dstep, da)`` for the gradient ``g`` of ``y``."""
     v, q, m, e, s = _quantize(x, step, qmin, qmax, axis, group_size, eps, boundary)
     nan = torch.where(v.isnan(), v, 0.0)
     gf = g.to(v.dtype)
-    k = torch.zeros_like(v) if seed is None or reading == STILL else scaled_noise(x, seed, kind, decay)
+    k = torch.zeros_like(v)
+    if seed is not None and decay is not None and reading != STILL:
+        k = scaled_noise(x, seed, kind, decay)
     scale, inner = expand(a, x, axis, group_size), e
     if reading == READINGS["noise"]:
         inner = e * (1.0 + k)
@@ -92,10 +94,10 @@ class TemperedReference(torch.autograd.Function):
     """The two functions above as one autograd node."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, step: Any, a: Any, seed: Any, *arguments: Any) -> torch.Tensor:
-        ctx.save_for_backward(x, step, a, seed)
+    def forward(ctx: Any, x: Any, step: Any, a: Any, seed: Any, decay: Any, *arguments: Any) -> torch.Tensor:
+        ctx.save_for_backward(x, step, a, seed, decay)
         ctx.arguments = arguments
-        return tempered_forward(x, step, a, seed, *arguments[:9])
+        return tempered_forward(x, step, a, seed, decay, *arguments[:8])
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
@@ -104,12 +106,16 @@ class TemperedReference(torch.autograd.Function):
 
 def tempered(x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, **keywords: Any) -> torch.Tensor:
     """Arguments, formula and errors as :func:`fastq.tempered`, in plain PyTorch."""
-    from ..ops.tempered import check, resolve  # the one set of checks; imported late because fastq.ops builds on this module
+    from ..ops.tempered import (
+        check,
+        check_values,
+        resolve,
+    )  # the one set of checks; imported late because fastq.ops builds on this module
 
-    seed, *arguments = resolve(x, **keywords)
-    check("tempered", x, step, a, seed, *arguments[2:4])
-    checks.check_values("tempered", x, step, a, ("step", "a"))
-    return TemperedReference.apply(x, step, a, seed, *arguments)
+    seed, decay, *arguments = resolve(x, **keywords)
+    check("tempered", x, step, a, seed, decay, *arguments[2:4])
+    check_values("tempered", x, step, a, decay)
+    return TemperedReference.apply(x, step, a, seed, decay, *arguments)
 
 
 def tempered_surrogate(

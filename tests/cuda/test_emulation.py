@@ -392,7 +392,8 @@ def test_noise_has_the_bits_of_the_cpu(emulated: Any, name: str, dtype: torch.dt
             how = (-8, 7, axis, group, 1e-8)
             for backend in ("tempered", "noise_quant"):
                 if backend == "tempered":
-                    forward: tuple[Any, ...] = (x, step, step * 2, seed, *how, kind, 0.7, kind)
+                    decay = torch.full((1,), 0.7, dtype=step.dtype)
+                    forward: tuple[Any, ...] = (x, step, step * 2, seed, decay, *how, kind, kind)
                     backward = [(g, *forward, reading, 0.25, 1, 0.75) for reading in range(3)]
                 else:
                     forward = (x, step, seed, *how, kind == 1, kind)

@@ -167,7 +167,50 @@ def test_compiles_whole_after_one_batch():
     assert torch.equal(q.seed, twin.seed)
 
 
+def test_a_schedule_fills_the_decay_and_nothing_is_compiled_anew():
+    torch._dynamo.reset()
+    q = Tempered(4, seed=1).to(DEVICE)
+    x, held, compiled = drawn((6, 8), 1), q.decay, []
+    q.eval()(x)
+    q.train()
+    twin = copy.deepcopy(q)
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    fast = torch.compile(q, fullgraph=True, backend=backend)
+    for t in range(4):
+        q.decay = fastq.tempering_decay(t, 4)
+        twin.decay = torch.tensor(fastq.tempering_decay(t, 4))
+        assert same_bits(fast(x), twin(x))
+    assert len(compiled) == 1 and q.decay is held and held.tolist() == twin.decay.tolist() == [pytest.approx(math.exp(-15 / 4))]
+
+
+def test_the_decay_moves_with_the_module_and_is_saved_with_it():
+    q = Tempered(4, decay=0.3).to(DEVICE).half()
+    assert q.decay.dtype == torch.float32 and q.decay.tolist() == torch.tensor([0.3]).tolist() and not q.decay.requires_grad
+    other = Tempered(4)
+    other.load_state_dict(q.state_dict())
+    assert same_bits(other.decay, q.decay.cpu()) and Tempered(4).to("meta").decay.is_meta
+
+
+def test_the_decay_of_a_call_is_that_of_its_time():
+    q = Tempered(4, seed=1).to(DEVICE)
+    x = drawn((6, 8), 1)
+    q.eval()(x)
+    q.train()
+    twin = copy.deepcopy(q)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    y = q(leaves[0])
+    q.decay = 0.25
+    (got,) = torch.autograd.grad(y.square().sum(), q.step)
+    (want,) = torch.autograd.grad(twin(leaves[1]).square().sum(), twin.step)
+    assert same_bits(got, want)
+
+
 def test_repr():
+    assert "decay=none yet" in repr(Tempered(4).to("meta"))
     assert repr(Tempered(4, seed=1, decay=0.125)).endswith("initialized=False, reading='noise', noise='uniform', decay=0.125)")
     assert repr(NoiseQuant(4)).endswith("initialized=False, kind='diffq', noise='normal')")
 
@@ -182,7 +225,13 @@ def test_repr():
         (lambda: Tempered(4, noise="cauchy"), ValueError, "Tempered: noise must be one of uniform, rademacher, normal"),
         (lambda: Tempered(4, decay=1.5), ValueError, "Tempered: decay must be from 0 to 1, got 1.5"),
         (lambda: setattr(Tempered(4), "decay", math.nan), ValueError, "Tempered: decay must be from 0 to 1, got nan"),
-        (lambda: Tempered(4, decay="fast"), TypeError, "Tempered: decay must be a float from 0 to 1, got str"),
+        (lambda: Tempered(4, decay="fast"), TypeError, "Tempered: decay must be a float from 0 to 1 or a tensor .*, got str"),
+        (lambda: Tempered(4, decay=torch.ones(1)), TypeError, "Tempered: decay must be a float from 0 to 1, got Tensor"),
+        (
+            lambda: setattr(Tempered(4), "decay", torch.ones(2)),
+            ValueError,
+            r"Tempered: decay must have one element, got shape \(2,",
+        ),
         (lambda: Tempered(4, seed=1.5), TypeError, "Tempered: seed must be an int or None, got float"),
         (lambda: Tempered(4, seed=2**63), ValueError, "Tempered: seed must fit in 64 bits with its sign, got 9223372036854775808"),
         (lambda: NoiseQuant(4, seed=True), TypeError, "NoiseQuant: seed must be an int or None, got bool"),

@@ -1,5 +1,6 @@
 """Noise tempering: held against its reference on each backend, LSQ without noise, and EWGS where its scale is."""
 
+import itertools
 import math
 from typing import Any
 
@@ -27,9 +28,11 @@ def gradients(fn: Any, x: torch.Tensor, *parameters: torch.Tensor, g: torch.Tens
 def operators() -> list[tuple[Any, tuple[Any, ...]]]:
     forward, backward = torch.ops.fastq.tempered_forward.default, torch.ops.fastq.tempered_backward.default
     x, g, step, a = torch.randn(4, 6), torch.randn(4, 6), torch.rand(6) + 0.1, torch.rand(6)
-    common = (-8, 7, 1, 0, 1e-8, 0, 0.5)
-    samples: list[tuple[Any, tuple[Any, ...]]] = [(forward, (x, step, a, seed(x), *common, 2))]
-    return samples + [(backward, (g, x, step, a, None if how == 2 else seed(x), *common, 0, how, 1.0, 1, 1.0)) for how in range(3)]
+    common = (-8, 7, 1, 0, 1e-8, 0)
+    with_noise = (seed(x), torch.tensor([0.5]))
+    samples: list[tuple[Any, tuple[Any, ...]]] = [(forward, (x, step, a, *with_noise, *common, 2))]
+    noises = [with_noise, with_noise, (None, None)]
+    return samples + [(backward, (g, x, step, a, *noises[how], *common, 0, how, 1.0, 1, 1.0)) for how in range(3)]
 
 
 def test_equals_the_reference() -> None:
@@ -184,11 +187,59 @@ def test_compiles_and_is_the_function() -> None:
 
     results = [torch.autograd.grad(h(x, seed(X)).sum(), [x, step, a]) for h in (f, torch.compile(f, fullgraph=True))]
     assert all(same_bits(p, q) for p, q in zip(*results, strict=True))
-    y = Tempered.apply(x, step, a, seed(X), -8, 7, 0, 0, 1e-8, 0, 0.5, 2, 0)
+    y = Tempered.apply(x, step, a, seed(X), torch.tensor([0.5]), -8, 7, 0, 0, 1e-8, 0, 2, 0)
     assert same_bits(y, f(x, seed(X)))
 
 
+@BACKENDS
+@pytest.mark.parametrize("reading", ["noise", "gradient"])
+@pytest.mark.parametrize("granularity", [{}, {"axis": 1}, {"axis": 0}, {"group_size": 4}], ids=str)
+def test_a_decay_on_the_device_has_the_bits_of_a_number(granularity: dict[str, Any], reading: str, backend: str) -> None:
+    x, g = drawn((40, 12), 1), drawn((40, 12), 2)
+    shape = {"axis": (x.shape[granularity.get("axis", 0)],), "group_size": (40, 3)}.get(next(iter(granularity), ""), (1,))
+    for dtype, kind in ((torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        step, a = (torch.full(shape, value, dtype=kind) for value in (0.3, 0.7))
+        common: dict[str, Any] = {"g": g.to(dtype), "bits": 4, "seed": seed(x), "reading": reading, **granularity}
+        number = float(torch.tensor(0.3))  # what fp32 holds
+        with fastq.use_backend(backend):
+            want = gradients(fastq.tempered, x.to(dtype), step, a, decay=number, **common)
+            for decay in (torch.tensor(number), torch.tensor([number]), torch.tensor([[number]], dtype=kind)):
+                got = gradients(fastq.tempered, x.to(dtype), step, a, decay=decay, **common)
+                assert all(same_bits(p, q) for p, q in zip(got, want, strict=True)), (dtype, decay)
+
+
+def test_a_decay_that_changes_is_not_compiled_anew() -> None:
+    torch._dynamo.reset()
+    x, step, a = drawn((6, 8), 1).requires_grad_(), torch.full((6,), 0.2, requires_grad=True), torch.ones(6, requires_grad=True)
+    compiled = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    def f(decay: torch.Tensor) -> torch.Tensor:
+        return fastq.tempered(x, step, a, bits=4, axis=0, decay=decay, seed=seed(X))
+
+    fast, decay = torch.compile(f, fullgraph=True, backend=backend), torch.ones(1)
+    seen = []
+    for t in range(4):
+        decay.fill_(fastq.tempering_decay(t, 4))
+        results = [torch.autograd.grad(h(decay).square().sum(), [x, step, a]) for h in (f, fast)]
+        assert all(same_bits(p, q) for p, q in zip(*results, strict=True))
+        seen.append(results[0][1])
+    assert len(compiled) == 1 and not any(same_bits(p, q) for p, q in itertools.pairwise(seen))
+
+
+def test_backward_uses_the_decay_of_its_forward_pass() -> None:
+    x, one, decay = drawn((9, 9), 1).requires_grad_(), torch.ones(1), torch.ones(1)
+    y = fastq.tempered(x, one, one, bits=4, decay=decay, seed=seed(X))
+    decay.fill_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_decay_falls_exponentially() -> None:
+    assert fastq.tempering_decay is fastq.schedules.tempering_decay
     assert fastq.tempering_decay(0, 100) == 1 and fastq.tempering_decay(0, 100, initial=0.5) == 0.5
     assert fastq.tempering_decay(20, 100) == pytest.approx(math.exp(-1)) == fastq.tempering_decay(20, 100, rate=5.0)
     assert fastq.tempering_decay(100, 100) == pytest.approx(math.exp(-5)) == fastq.tempering_decay(400, 100)
@@ -227,7 +278,11 @@ GOOD: dict[str, Any] = {"bits": 4, "decay": 0.5, "seed": torch.tensor(0)}
         (ValueError, "decay must be from 0 to 1, got 1.5", {"decay": 1.5}),
         (ValueError, "decay must be from 0 to 1, got -0.1", {"decay": -0.1}),
         (ValueError, "decay must be from 0 to 1, got nan", {"decay": math.nan}),
-        (TypeError, "decay must be a float from 0 to 1, got str", {"decay": "0.5"}),
+        (TypeError, "decay must be a float from 0 to 1 or a tensor of one element, got str", {"decay": "0.5"}),
+        (TypeError, "decay must be a float or a float32 tensor, got torch.int64", {"decay": torch.tensor(1)}),
+        (ValueError, r"decay must have one element, got shape \(2,\)", {"decay": torch.ones(2)}),
+        (ValueError, "decay must be on the device of x, .*got meta", {"decay": torch.ones(1, device="meta")}),
+        (ValueError, "decay gets no gradient and must not require one", {"decay": torch.ones(1, requires_grad=True)}),
         (TypeError, "seed must be a torch.Tensor of one int64 element on the device of x.*got int", {"seed": 3}),
         (TypeError, "seed must be a torch.Tensor.*got NoneType", {"seed": None}),
         (TypeError, "seed must be torch.int64, got torch.int32", {"seed": torch.tensor(3, dtype=torch.int32)}),
@@ -248,5 +303,9 @@ def test_the_checking_mode_names_what_is_not_finite() -> None:
             fastq.tempered(X, -S, S, **GOOD)
         with pytest.raises(ValueError, match="tempered: a holds NaN"):
             fastq.tempered(X, S, S * math.nan, **GOOD)
+        for op in (fastq.tempered, fastq.reference.tempered):
+            for value in (1.5, -0.5, math.nan):
+                with pytest.raises(ValueError, match=rf"tempered: decay must be from 0 to 1, got \[{value}\]"):
+                    op(X, S, S, **GOOD | {"decay": torch.tensor(value)})
     finally:
         fastq.set_checks(False)
