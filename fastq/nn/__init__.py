@@ -2,7 +2,7 @@
 
 from .base import Grid, Quantizer
 from .channel_error import ChannelError
-from .direct import DIRECT, DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight
+from .direct import DIRECT, DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight, open_deltas
 from .dsq import DSQ
 from .ewgs import EWGS, hessian_delta, set_hessian_deltas
 from .layers import QUANTIZED, QuantConv1d, QuantConv2d, QuantLinear
@@ -38,6 +38,7 @@ __all__ = [
     "SATWeight",
     "Tempered",
     "hessian_delta",
+    "open_deltas",
     "set_hessian_deltas",
     "step_oscillations_",
 ]

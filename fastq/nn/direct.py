@@ -10,6 +10,7 @@ levels free or by a basis, how much of the rest of an update is kept (``rho``), 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
@@ -22,7 +23,7 @@ from ..ops.direct import DTYPES
 from ..reference.direct import nearest_level
 from .base import Quantizer
 
-__all__ = ["DIRECT", "DirectConv1d", "DirectConv2d", "DirectLinear", "DirectOptimizer", "DirectWeight"]
+__all__ = ["DIRECT", "DirectConv1d", "DirectConv2d", "DirectLinear", "DirectOptimizer", "DirectWeight", "open_deltas"]
 
 LEVELS = ("free", "basis")
 CANDIDATES = 100
@@ -209,6 +210,29 @@ class DirectWeight(nn.Module):
         return f"bits={self.bits}, levels={self.kind!r}, shape={tuple(self.codes.shape)}, rho={self.rho}, residual={kept}"
 
 
+@contextlib.contextmanager
+def open_deltas(model: nn.Module) -> Iterator[None]:
+    """Give the ``delta`` of every :class:`DirectWeight` in ``model`` memory of its own inside the block.
+
+    For ``DistributedDataParallel``, which writes the first rank's parameters into those of the others while it is made, and cannot
+    write into a tensor that has the memory of one number::
+
+        with fastq.nn.open_deltas(model):
+            model = DistributedDataParallel(model)
+        optimizer = fastq.DirectOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model)
+
+    Codes, residual and levels are then those of the first rank, and with the averaged gradient every rank makes the same step.
+    """
+    weights = [m for m in model.modules() if isinstance(m, DirectWeight)]
+    for m in weights:
+        m.open_delta()
+    try:
+        yield
+    finally:
+        for m in weights:
+            m.close_delta()
+
+
 class _Direct:
     """What the layers share: their weight is what a :class:`DirectWeight` gives, and no parameter."""
 
@@ -289,7 +313,8 @@ class DirectOptimizer:
     delta, lr=-1, rho)`` takes it, with the levels that the gradient was computed for; levels that changed places are relabelled.
     For SGD with ``rho = 1`` and fixed levels that is straight-through training of a latent weight.
 
-    It works by step hooks, so the optimizer itself may go on being used (by a learning-rate scheduler, a ``GradScaler``). During
+    It works by step hooks, so the optimizer itself may go on being used (by a learning-rate scheduler, a ``GradScaler``); where the
+    scaler skips a step, no code moves. ``DistributedDataParallel`` is made inside of :func:`fastq.nn.open_deltas`. During
     the step there are fp32 deltas of the size of the weights, and nothing of that size but codes and residual between steps.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import distributed, nn
 
 import fastq
-from fastq.nn import LSQ
+from fastq.nn import LSQ, DirectLinear, DirectWeight, open_deltas
 
 
 def batch(rank, shape=(6, 4, 8)):
@@ -53,12 +53,34 @@ def train(rank):
     return {"loss": float(loss), "before": before, "after": model.state_dict(), "prepared": prepared}
 
 
+def train_codes(rank):
+    """A network whose weights are codes, in DDP, different ones on each rank at first; SGD through a DirectOptimizer."""
+    torch.manual_seed(rank)
+    model = nn.Sequential(
+        DirectLinear.from_float(nn.Linear(8, 6), DirectWeight(3)),
+        nn.ReLU(),
+        DirectLinear.from_float(nn.Linear(6, 3), DirectWeight(2, "basis")),
+    )
+    first = model[0].direct.codes.clone()
+    with open_deltas(model):
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = fastq.DirectOptimizer(torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), model)
+    start = copy.deepcopy(model.state_dict())
+    for step in range(4):
+        loss = wrapped(batch(rank + 2 * step, (16, 8))).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {"loss": float(loss), "first": first, "start": start, "after": model.state_dict()}
+
+
 def main(folder, rank):
     store = (Path(folder) / "store").as_uri()
     wait = datetime.timedelta(seconds=60)
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=wait)
     seen = first_batches(rank)
     seen["ddp"] = train(rank)
+    seen["codes"] = train_codes(rank)
     torch.save(seen, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 

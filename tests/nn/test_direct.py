@@ -141,6 +141,43 @@ def test_a_step_of_sgd_is_the_update_itself() -> None:
     assert torch.equal(module.codes, codes) and same_bits(module.residual, residual)
 
 
+@pytest.mark.parametrize("which", ["ours", "the optimizer's own"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_grad_scaler_scales_and_a_step_that_it_skips_moves_no_code(name: str, which: str) -> None:
+    """A power of two rounds nothing, so the steps are those without a scaler; after gradients of inf nothing has moved."""
+    plain, scaled, x, target = made(3), made(3), drawn((40, 7), 5), drawn((40, 30), 6)
+    optimizers = [fastq.DirectOptimizer(OPTIMIZERS[name](m.parameters()), m) for m in (plain, scaled)]
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**10, growth_interval=100)
+    stepped = optimizers[1] if which == "ours" else optimizers[1].optimizer
+    for t in range(6):
+        for module, optimizer in zip((plain, scaled), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = (x @ module().t() - target).square().mean()
+            if module is plain:
+                loss.backward()
+                optimizer.step()
+                continue
+            if t == 3:  # once more, with a gradient that overflows
+                before = {key: value.clone() for key, value in module.state_dict().items()}
+                scaler.scale(loss * math.inf).backward()
+                scaler.step(stepped)
+                scaler.update()
+                assert scaler.get_scale() == 2.0**9
+                assert all(same_bits_or_equal(value, before[key]) for key, value in module.state_dict().items())
+                optimizer.zero_grad()
+                loss = (x @ module().t() - target).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(stepped)
+            scaler.update()
+    moved = scaled.state_dict()
+    assert all(same_bits_or_equal(value, moved[key]) for key, value in plain.state_dict().items())
+    assert not torch.equal(scaled.codes, made(3).codes)
+
+
+def same_bits_or_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return same_bits(a, b) if a.is_floating_point() else torch.equal(a, b)
+
+
 @pytest.mark.parametrize("levels", ["free", "basis"])
 @pytest.mark.parametrize("rho", [1.0, 0.0])
 def test_a_network_of_codes_learns(levels: str, rho: float) -> None:

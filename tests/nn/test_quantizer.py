@@ -524,6 +524,15 @@ def test_data_parallel_training_keeps_the_ranks_equal(ranks):
     assert all(bool(value) for name, value in left["after"].items() if name.endswith("initialized"))
 
 
+def test_data_parallel_training_of_codes_keeps_the_ranks_equal(ranks):
+    left, right = (rank["codes"] for rank in ranks)
+    assert not torch.equal(left["first"], right["first"]) and left["loss"] != right["loss"]
+    for name, value in left["after"].items():
+        assert torch.equal(value, right["after"][name]) and torch.equal(left["start"][name], right["start"][name]), name
+    codes = [name for name in left["after"] if name.endswith("codes")]
+    assert len(codes) == 2 and all(not torch.equal(left["after"][name], left["start"][name]) for name in codes)
+
+
 def test_weight_steps_wait_for_no_other_rank(ranks):
     """Each rank prepares its own weights by itself; DDP then makes weights and steps equal."""
     left, right = (rank["ddp"]["prepared"] for rank in ranks)
