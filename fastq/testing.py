@@ -391,9 +391,7 @@ class _Checker:
 
     def check_empty(self, case: Case) -> None:
         shape = (0, *case.shape[1:])
-        parameters = tuple((0, *s[1:]) if len(s) == len(shape) and len(s) > 1 else s for s in case.parameters)
-        if case.keywords.get("axis") == 0:
-            parameters = tuple((0,) for _ in parameters)
+        parameters = tuple((0, *p[1:]) if _follows_first_axis(case, p) else p for p in case.parameters)
         empty = replace(case, shape=shape, parameters=parameters)
         zero = torch.zeros(shape, device=self.device)
         self.compare("empty input", case.name, empty, zero, self.parameters(empty, torch.float32), zero)
@@ -514,6 +512,14 @@ def check_quantizer(
     return report
 
 
+def _follows_first_axis(case: Case, parameter: tuple[int, ...]) -> bool:
+    """Whether a parameter of this shape has an element for each index of the first axis of ``x``, or for each group of its last
+    one; not one that is shared, which has one element whatever the granularity."""
+    if case.keywords.get("axis") in (0, -len(case.shape)):
+        return parameter == case.shape[:1]
+    return len(parameter) == len(case.shape) > 1
+
+
 def _enlarged(case: Case, elements: int) -> Case:
     """The case with about so many elements: a longer first axis, or last where each index of the first has a parameter."""
     if not case.shape or 0 in case.shape:
@@ -523,7 +529,5 @@ def _enlarged(case: Case, elements: int) -> Case:
         shape = (*case.shape[:-1], max(elements // math.prod(case.shape[:-1]), 1))
         return replace(case, shape=shape)
     first = max(elements // math.prod(case.shape[1:]), 1)
-    # Parameters that follow the first axis: one for each index, or one for each group of the last axis.
-    follows = [per_index or len(p) == len(case.shape) > 1 for p in case.parameters]
-    parameters = tuple((first, *p[1:]) if f else p for p, f in zip(case.parameters, follows, strict=True))
+    parameters = tuple((first, *p[1:]) if _follows_first_axis(case, p) else p for p in case.parameters)
     return replace(case, shape=(first, *case.shape[1:]), parameters=parameters)

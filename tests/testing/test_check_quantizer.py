@@ -129,3 +129,21 @@ def test_determinism_is_checked_on_large_tensors(case: Case, shape: tuple[int, .
     # Small ones are not spread over threads.
     large = _enlarged(case, 100_000)
     assert large.shape == shape and large.parameters == parameters and large.keywords == case.keywords
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (300,)], ids=str)
+def test_a_parameter_of_one_element_stays_so_along_an_axis(shape: tuple[int, ...]) -> None:
+    def of(lsq: Any) -> Any:
+        def shared(x: torch.Tensor, step: torch.Tensor, gain: torch.Tensor, axis: int) -> torch.Tensor:
+            if gain.shape != (1,):
+                raise ValueError(f"gain must have one element, got {tuple(gain.shape)}")
+            return lsq(x, step * gain, bits=4, grad_scale=1.0, axis=axis)
+
+        return shared
+
+    for axis in (0, -len(shape)):
+        case = Case("shared", shape, (shape[:1], (1,)), {"axis": axis}, values=(0.25, 1.0))
+        report = check_quantizer(
+            of(fastq.lsq), of(fastq.reference.lsq), [case], dtypes=[torch.float32], layouts=["contiguous"], large=2000
+        )
+        assert {"empty input", "determinism"} <= {result.check for result in report.results}
