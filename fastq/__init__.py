@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import autograd as autograd
     from . import compat as compat
     from . import deploy as deploy
+    from . import diagnosis as diagnosis
     from . import nn as nn
     from . import recipes as recipes
     from . import reference as reference
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .deploy import convert as convert
     from .deploy import load as load
     from .deploy import save as save
+    from .diagnosis import diagnose as diagnose
     from .dispatch import backends as backends
     from .dispatch import supports as supports
     from .dispatch import use_backend as use_backend
@@ -73,6 +75,7 @@ _FUNCTIONS = {
     "channel_stats": "ops",
     "channel_weights": "channels",
     "convert": "deploy",
+    "diagnose": "diagnosis",
     "direct_update_": "ops",
     "direct_weight": "ops",
     "dampening": "ops",
@@ -102,7 +105,7 @@ _FUNCTIONS = {
     "tempering_decay": "schedules",
     "use_backend": "dispatch",
 }
-_MODULES = ("autograd", "compat", "deploy", "nn", "recipes", "reference", "schedules", "testing")
+_MODULES = ("autograd", "compat", "deploy", "diagnosis", "nn", "recipes", "reference", "schedules", "testing")
 
 __all__ = sorted([*_FUNCTIONS, *_MODULES])
 

@@ -9,7 +9,7 @@ __all__ = ["table"]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, color: bool = False) -> str:
-    """The rows as text; columns whose entries are numbers stand right."""
+    """The rows as text; columns whose entries are numbers, or a dash for none, stand right."""
     from rich import box
     from rich.cells import cell_len
     from rich.console import Console
@@ -18,7 +18,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     cells = [[str(cell) for cell in row] for row in rows]
     out = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
-        numeric = all(row[i].lstrip("+-.")[:1].isdigit() or not row[i] for row in cells)
+        numeric = all(row[i].lstrip("+-.")[:1].isdigit() or row[i] in ("", "-") for row in cells)
         out.add_column(name, justify="right" if numeric and cells else "left", no_wrap=True)
     for row in cells:
         out.add_row(*row)
