@@ -15,6 +15,8 @@ CLIPPED = 0.05
 UNUSED = 0.75
 #: dB, from 3 bits on and below.
 LOW_SQNR = (10.0, 5.0)
+#: Of the loss, what rounding a layer's weights costs.
+COST = 0.01
 #: dB between a layer and its worst channel.
 CHANNEL_GAP = 10.0
 RECALIBRATE = "re-estimate batch norm (fastq.recipes.reestimate_batch_norm)"
@@ -82,10 +84,10 @@ def findings(d: Diagnosis) -> Iterator[str]:
             for name, size in sizes.items() if not 1 / ORDER <= size / middle <= ORDER
         ])  # fmt: skip
     costs = {x.label: x.rounding_loss for x in d.layers if x.rounding_loss is not None and _certain(x)}
-    if len(costs) > 1:
+    if len(costs) > 1 and d.loss is not None:
         name = max(costs, key=lambda name: costs[name])
         share = costs[name] / sum(costs.values())
-        if share > 0.5:
+        if share > 0.5 and costs[name] > COST * abs(d.loss):
             yield f"{name}: {percent(share)} of what rounding the weights costs the loss, by its curvature: give it more bits"
 
 

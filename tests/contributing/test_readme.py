@@ -22,6 +22,7 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert codes.min() >= -8 and codes.max() <= 7 and step.grad is not None and x.grad is not None
     out = capsys.readouterr().out
     assert re.search(r"0\s.*Conv2d", out) and re.search(r"4\s.*Linear", out)  # the table of what was replaced
+    assert "rounding costs" in out and "SAT's rule I," in out  # the diagnosis
     assert "largest logit difference" in out and "0 of 16 predictions differ" in out
 
 
