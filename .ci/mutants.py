@@ -99,6 +99,8 @@ TENSOR_QUANT = "tests/compat/test_brevitas.py::test_a_tensor_quant_returns_value
 MAGNITUDE = "tests/compat/test_brevitas.py::test_the_largest_magnitude_and_its_gradient_are_those_of_brevitas"
 WEIGHTS = "tests/compat/test_brevitas.py::test_weights_of_brevitas_layers"
 TRAINING = "tests/recipes/test_training.py"
+DIAGNOSE = "tests/diagnose/test_diagnose.py"
+UNTOUCHED = f"{DIAGNOSE}::test_the_model_is_bit_for_bit_as_it_was[False]"
 PAPERS = "tests/recipes/test_papers.py"
 SIGNS = "tests/nn/test_signs_and_widths.py"
 LSQ_NET = "tests/compat/test_lsq_net.py::test_output_and_gradients_are_the_formula_s"
@@ -728,6 +730,44 @@ MUTANTS = [
         (
             "op-axis", "axis_ = axis % x.dim()", "axis_ = (-1 - axis) % x.dim()",
             CHANNEL, "axes count from the front",
+        ),
+    ),
+    *mutants(
+        "fastq/diagnosis/measure.py",
+        (
+            "diagnosis-common-scale",
+            'if isinstance(self.quantizer, SATWeight) or getattr(self.quantizer, "scale", 1) is None:', "if False:",
+            f"{DIAGNOSE}::test_a_scale_of_its_own_is_no_error", "SAT's weights have another size, which is no error",
+        ),
+        (
+            "diagnosis-variance", "variance = xx / n - (x / n).square()", "variance = xx / n",
+            f"{DIAGNOSE}::test_error_clipping_and_dead_codes_are_those_counted_by_hand", "around the mean",
+        ),
+        ("diagnosis-buffers", "t.copy_(value)", "pass", UNTOUCHED, "a module of the user's may count its calls"),
+        ("diagnosis-modes", "module.training = training", "module.train()", UNTOUCHED, "each module has its own"),
+        ("diagnosis-generators", "with torch.random.fork_rng(devices), eager:", "with eager:", UNTOUCHED, "a loss may draw"),
+        (
+            "diagnosis-slope", "torch.zeros_like(g), g * slope)", "torch.zeros_like(g), g)",
+            f"{DIAGNOSE}::test_gradients_are_those_of_training", "EWGS and QIL have others than 1",
+        ),
+        (
+            "diagnosis-constant", "torch.ones_like(value).requires_grad_(probes > 0)", "torch.ones_like(value)",
+            f"{DIAGNOSE}::test_a_loss_that_is_linear_has_no_curvature", "a gradient that is constant is no fault",
+        ),
+        (
+            "diagnosis-order", "        if not seen:\n            order", "        if True:\n            order",
+            f"{DIAGNOSE}::test_what_follows_is_judged_by_the_order_of_execution", "modules are listed in any order",
+        ),
+        (
+            "diagnosis-seldom", "OSCILLATES = 0.005", "OSCILLATES = 0.0",
+            f"{DIAGNOSE}::test_oscillating_and_frozen_fractions", "what turned once long ago",
+        ),
+    ),
+    *mutants(
+        "fastq/diagnosis/report.py",
+        (
+            "diagnosis-pooling", "self.variance * self.inputs / self.pooled", "self.variance * self.inputs",
+            f"{DIAGNOSE}::test_rule_one_knows_the_pooling", "k_pool^2",
         ),
     ),
     *mutants(

@@ -68,6 +68,7 @@ def draw(d: Diagnosis, path: Path) -> Path:
         low = min(*known, max(known) - 3)  # what differs by less is no matter
         image = panel.imshow([values], aspect="auto", cmap="viridis", vmin=low, vmax=max(known))
         panel.set(yticks=[])
+        panel.locator_params(axis="x", integer=True)
         panel.set_title(f"{title}, dB by channel", fontsize=10, loc="left")
         bottom.colorbar(image, ax=panel, pad=0.01, aspect=5)
     if not strips:

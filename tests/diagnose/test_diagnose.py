@@ -252,6 +252,19 @@ def test_quantized_inputs_are_linear_where_they_are():
     assert d.loss == pytest.approx(float(written_out(q1, q2)), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", INPUTS)
+def test_gradients_are_those_of_training(name):
+    """Of a layer before a quantizer: what the quantizer's own backward pass lets through."""
+    first = linear(drawn((16, 6)) * 0.4, None, fixed(8, 0.05))
+    x = drawn((8, 6), 1)
+    quantizer = trained(INPUTS[name](4).to(DEVICE), first(x).detach())
+    model = nn.Sequential(first, linear(drawn((4, 16)), None, quantizer)).eval()
+    d = fastq.diagnose(model, [x], lambda model, x: model(x).square().mean())
+    model(x).square().mean().backward()
+    # the same products in the same order but for the slope, which is rounded before it is multiplied: 1e-7 of an element
+    assert d.layer("0").gradient == pytest.approx(float(first.weight.grad.square().mean().sqrt()), rel=1e-5)
+
+
 def test_the_same_seed_gives_the_same_numbers():
     model = network()
     first, second, other = (fastq.diagnose(model, [batch()], loss, seed=seed) for seed in (3, 3, 4))
