@@ -31,6 +31,8 @@ fp64, i64 = tl.constexpr("fp64"), tl.constexpr("i64")
 BLOCK = 4096
 GATHER = 1024
 WARPS = 8
+#: Where the order of memory is not that of the indices: divisions of 64 bits for each element, and so fewer to a thread.
+MORE_WARPS = 16
 
 
 @triton.jit
@@ -39,8 +41,7 @@ def _index_of(place, sizes, strides):
     if len(sizes) == 0:
         return place
     index = place * 0
-    for i in tl.static_range(len(sizes)):
-        d: tl.constexpr = len(sizes) - 1 - i
+    for d in tl.static_range(len(sizes) - 1, -1, -1):
         index += place % sizes[d] * strides[d]
         place = place // sizes[d]
     return index
@@ -267,7 +268,8 @@ def _forward_op(w: Any, bits: int, scheme: int, rescale: int, n_out: int) -> Any
         find_largest_kernel[(1,)](largest, scale, blocks, F=F, **gather)
         codes_kernel[(blocks,)](
             x, codes, scale, largest, code_sums, sums, candidates, sizes, strides, n, blocks,
-            LEVELS=levels, FLOORS=scheme != SCHEMES["round"], STD=rescale == 2, **options,
+            LEVELS=levels, FLOORS=scheme != SCHEMES["round"], STD=rescale == 2,
+            **options | {"num_warps": MORE_WARPS if sizes else WARPS},
         )  # fmt: skip
         find_scale_kernel[(1,)](
             scale, index, code_sums, sums, candidates, n, blocks, float(n_out), LEVELS=levels, RESCALE=rescale, **gather

@@ -1,7 +1,7 @@
 """Compiles every kernel of the Triton backend for GPUs that are not here, and tells what came out, as JSON.
 
 Run as a program of its own, since Triton cannot compile in a process that interprets:
-``python compiled.py 90 all|skeleton [dtype ...]``.
+``python compiled.py 90 skeleton|methods|all [dtype ...]``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from fastq.triton_kernels import direct, elementwise, methods
+from fastq.triton_kernels import direct, elementwise, methods, sat
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -39,9 +39,9 @@ def compile_kernel(kernel: Any, types: dict[str, Any], constants: dict[str, Any]
     place = {name: i for i, name in enumerate(kernel.arg_names)}
     attributes: dict[tuple[int, ...], Any] = {}
     for name, kind in types.items():
-        if isinstance(kind, tuple):
+        if isinstance(kind, tuple) and "i64" not in kind:
             attributes.update({(place[name], j): POINTERS_ALIGNED for j in range(len(kind))})
-        elif kind.startswith("*") or name in ("inner", "numel"):
+        elif isinstance(kind, str) and (kind.startswith("*") or name in ("inner", "numel")):
             attributes[place[name],] = POINTERS_ALIGNED
     source = ASTSource(kernel, signature, {(place[name],): value for name, value in constants.items()}, attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "enable_fp_fusion": False})
@@ -96,12 +96,45 @@ def of_direct(capability: int, storages: list[str]) -> dict[str, Any]:
     return report
 
 
-def main(capability: int, storages: list[str], everything: bool) -> None:
-    """All methods, or the two that show the skeleton."""
+def of_sat(capability: int, storages: list[str]) -> dict[str, Any]:
+    """The kernels of SAT's weights: codes and none, in row-major order and not."""
     report = {}
-    for number, method in enumerate(methods() if everything else methods()[:2]):
-        # Storage and tiles are the skeleton's affair: every dtype and tile for two methods, one dtype and two tiles for the others.
-        for storage in storages[: 4 if number < 2 else 1]:
+    for storage in storages:
+        F, arithmetic = STORAGE[storage], "fp64" if storage == "fp64" else "fp32"
+        types: dict[str, Any] = dict.fromkeys(("w", "y", "g", "dw"), f"*{storage}") | dict.fromkeys(("numel", "blocks"), "i64")
+        types |= dict.fromkeys(("scale", "sums", "partial"), "*fp64") | dict.fromkeys(("code_sums", "candidates", "index"), "*i64")
+        types |= {"largest": f"*{arithmetic}", "codes": "*u8", "n_out": "fp64"}
+        each, gather = {"F": F, "BLOCK": sat.BLOCK, "BY_BITS": False}, {"BLOCK": sat.GATHER}
+        for name, kernel, constants in (
+            ("", sat.largest_kernel, each),
+            ("", sat.find_largest_kernel, gather | {"F": F}),
+            ("round", sat.codes_kernel, each | {"LEVELS": 15, "FLOORS": False, "STD": False}),
+            ("floor", sat.codes_kernel, each | {"LEVELS": 16, "FLOORS": True, "STD": True}),
+            ("none", sat.codes_kernel, each | {"LEVELS": 0, "FLOORS": False, "STD": True}),
+            ("round", sat.find_scale_kernel, gather | {"LEVELS": 15, "RESCALE": 1}),
+            ("none", sat.find_scale_kernel, gather | {"LEVELS": 0, "RESCALE": 2}),
+            ("round", sat.scale_kernel, each | {"LEVELS": 15, "CENTERED": 0}),
+            ("none", sat.scale_kernel, each | {"LEVELS": 0, "CENTERED": 0}),
+            ("", sat.backward_kernel, each | {"THROUGH_MAX": True}),
+            ("", sat.correct_kernel, each | gather),
+        ):
+            # in row-major order the tuples are empty
+            order = dict.fromkeys(("sizes", "strides", "places"), ("i64", "i64") if name == "round" else ())
+            used = {n: t for n, t in (types | order).items() if n in kernel.arg_names}
+            warps = 4 if constants["BLOCK"] == sat.GATHER else sat.MORE_WARPS if used.get("sizes") else sat.WARPS
+            report[f"sat {storage} {name or '-'} {kernel.fn.__name__}"] = describe(
+                compile_kernel(kernel, used, constants, capability, warps)
+            )
+    return report
+
+
+def main(capability: int, storages: list[str], what: str) -> None:
+    """``skeleton``: LSQ+ with every dtype and tile, which are the skeleton's affair, and LSQ with every tile; ``methods``: all of
+    them, with one dtype and two tiles; ``all``: both, and LSQ with every dtype."""
+    report = {}
+    for number, method in enumerate(methods()[:2] if what == "skeleton" else methods()):
+        skeleton = number < 2 and what != "methods"
+        for storage in storages[: 4 if skeleton and (number == 1 or what == "all") else 1]:
             arithmetic = "fp64" if storage == "fp64" else "fp32"
             F = STORAGE[storage]
             parameters = tuple(f"*{arithmetic}" for _ in range(method.parameters))
@@ -110,7 +143,7 @@ def main(capability: int, storages: list[str], everything: bool) -> None:
             scalars["noise_scale"] = "fp32"
             # the narrow tiles differ in registers alone, so one dtype shows them
             tiles = list(TILES.items())[: None if storage == "fp32" else WIDE]
-            for name, (rows, block, columns) in tiles if number < 2 else [tiles[0], tiles[2]]:
+            for name, (rows, block, columns) in tiles if skeleton else [tiles[0], tiles[2]]:
                 common = {"PREPARE": method.prepare, "F": F, "ROWS": rows, "BLOCK": block, "COLUMNS": columns, "BY_BITS": False,
                           "WORDS": method.words, "SHARED": 0}  # fmt: skip
                 # random numbers: the cheapest, four for a counter; and in columns the dearest, each by itself
@@ -133,14 +166,15 @@ def main(capability: int, storages: list[str], everything: bool) -> None:
             if method.gradients:
                 types = {"partial": f"*{arithmetic}", "gradient": f"*{arithmetic}", "parameters": parameters, "scale": "fp64"}
                 types |= dict.fromkeys(("channels", "count"), "i64") | dict.fromkeys(("a", "s"), "i32")
-                for width, block in ((1, 1024), (1024, 1))[: 2 if storage == "fp32" and number < 2 else 1]:
+                for width, block in ((1, 1024), (1024, 1))[: 2 if storage == "fp32" and skeleton else 1]:
                     constants = {"INDEX": 0, "FINISH": method.finish, "SHARED": 0, "F": F, "CHANNELS": width, "BLOCK": block}
                     compiled = compile_kernel(elementwise.finish_kernel, types, constants, capability, 4)
                     report[f"{method.name} {storage} {width} finish_kernel"] = describe(compiled)
-    if everything:
-        report |= of_direct(capability, storages)
+    if what != "skeleton":
+        some = storages if what == "all" else storages[:1]
+        report |= of_direct(capability, some) | of_sat(capability, some)
     print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[3:] or list(STORAGE), sys.argv[2] == "all")
+    main(int(sys.argv[1]), sys.argv[3:] or list(STORAGE), sys.argv[2])
