@@ -15,6 +15,8 @@ CLIPPED = 0.05
 UNUSED = 0.75
 #: dB, from 3 bits on and below.
 LOW_SQNR = (10.0, 5.0)
+#: The quantizers with a learned step, whose first value has several ways to be found.
+STEPS = ("LSQ", "OscillationLSQ", "NoiseQuant", "Tempered", "ChannelError")
 #: Of the loss, what rounding a layer's weights costs.
 COST = 0.01
 #: dB between a layer and its worst channel.
@@ -56,8 +58,8 @@ def findings(d: Diagnosis) -> Iterator[str]:
     ])  # fmt: skip
     yield from worst([(t.clipped or 0, text) for x, which, t in both if (text := _about_clipping(x, which, t))])
     yield from worst([
-        (t.dead_codes / t.codes, f"{x.label}: its {which} use {t.codes - t.dead_codes} of {t.codes} codes: a smaller step "
-         "(init=\"mse\"), or fewer bits")
+        (t.dead_codes / t.codes, f"{x.label}: its {which} use {t.codes - t.dead_codes} of {t.codes} codes: {_smaller(t)}, "
+         "or fewer bits")
         for x, which, t in both
         if t.codes is not None and t.dead_codes is not None and t.dead_codes > UNUSED * t.codes and t.elements > 8 * t.codes
     ])  # fmt: skip
@@ -65,7 +67,7 @@ def findings(d: Diagnosis) -> Iterator[str]:
         one = d.rule_one
         yield (
             f"{one.label}: logits are large (SAT's rule I, {one.ratio:.2g} where below {RULE_ONE} is well): smaller weights in the "
-            "last layer, as fastq.nn.SATWeight(rescale=\"constant\") gives them"
+            "last layer (SAT's rescaling brings them to a variance of 1 / n_out)"
             + ("" if d.batches or one.pooled > 1 else "; unless it is pooled before (pooled=)")
         )  # fmt: skip
     broken = [x for x in d.layers if not x.rule_two]
@@ -96,12 +98,20 @@ def _certain(x: LayerDiagnosis) -> bool:
     return x.trace is not None and x.trace_error is not None and 2 * x.trace_error < x.trace < math.inf
 
 
+def _better(t: TensorDiagnosis) -> str:
+    return 'a better first step (init="mse")' if t.quantizer in STEPS else "a range that fits better"
+
+
+def _smaller(t: TensorDiagnosis) -> str:
+    return 'a smaller step (init="mse")' if t.quantizer in STEPS else "a smaller range"
+
+
 def _about_error(x: LayerDiagnosis, which: str, t: TensorDiagnosis) -> str | None:
     bits = int(t.bits) if t.bits.isdigit() else 8
     if math.isnan(t.error) or decibel(t.error) >= LOW_SQNR[bits < 3]:
         return None
     error = f"{percent(t.error)} of their variance ({t.sqnr:.1f} dB at {t.bits} bits)"
-    return f'{x.label}: the error of its {which} is {error}: more bits, or a better first step (init="mse")'
+    return f"{x.label}: the error of its {which} is {error}: more bits, or {_better(t)}"
 
 
 def _about_clipping(x: LayerDiagnosis, which: str, t: TensorDiagnosis) -> str | None:
@@ -109,4 +119,4 @@ def _about_clipping(x: LayerDiagnosis, which: str, t: TensorDiagnosis) -> str | 
         return None
     if t.clipped_below > 4 * t.clipped_above:
         return f"{x.label}: {percent(t.clipped_below)} of its {which} are clipped from below: a signed range, or an offset"
-    return f"{x.label}: {percent(t.clipped)} of its {which} are clipped: its step is too small, or its learning rate"
+    return f"{x.label}: {percent(t.clipped)} of its {which} are clipped: its range is too small, or its learning rate"

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -489,19 +490,20 @@ def test_rule_one_is_about_the_last_layer_quantized_or_not():
 
 
 def test_findings_in_words():
-    x = drawn((64, 32))
+    x = drawn((80, 32))
     x[:, 5] *= 100
     model = nn.Sequential(
-        linear(drawn((32, 32)) * 0.2, fixed(4, 0.03, axis=None), fixed(8, 3.0)),
+        linear(drawn((32, 32)) * 0.2, fixed(4, 0.03, axis=None), fixed(8, 6.0)),
         nn.BatchNorm1d(32).to(DEVICE),
         linear(drawn((32, 32)) * 0.2, fixed(8, 0.02), fixed(4, 6.0, signed=False)),
         linear(drawn((4, 32)) * 0.01, fixed(8, 0.02)),
     )
     d = fastq.diagnose(model, [x])
     text = "\n".join(d.findings)
-    assert "0: the error of its weights is" in text and "% of its weights are clipped: its step is too small" in text
-    assert "\n2: 5" in text and "% of its inputs are clipped from below: a signed range, or an offset" in text
+    assert "0: the error of its weights is" in text and "% of its weights are clipped: its range is too small" in text
+    assert re.search(r"\n2: \d\d % of its inputs are clipped from below: a signed range, or an offset", text)
     assert "of its inputs has" in text and "dB less than the layer: fastq.nn.ChannelError weighs channels" in text
+    assert "0: its inputs use " in text and 'of 256 codes: a smaller step (init="mse"), or fewer bits' in text
     assert "3: its weights use" not in text, "128 elements do not fill 256 codes"
     assert text in "\n".join(line[2:] for line in str(d).splitlines())
 
