@@ -7,7 +7,7 @@ CUDA_BIN := .venv-cuda/bin
 NATIVE   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test huge-test mutants lint format cuda-test wheel-test clean
+.PHONY: help demo compare test huge-test mutants lint format cuda-test wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,11 @@ $(CUDA_BIN)/.ready: requirements-cuda.txt requirements-compat.txt
 RECIPE   ?= lsq
 demo: $(VENV)/.ready ## train a low-bit network on handwritten digits, convert it to integers, compare (3 minutes; RECIPE=qil: another)
 	$(BIN)/python -m fastq demo --recipe $(RECIPE)
+
+compare: $(VENV)/.ready ## hold the papers' claims against each other on digits, rewrite the README's table (20 minutes; resumable)
+	$(BIN)/python -m fastq compare
+	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.readme
 
 test: $(VENV)/.ready ## prove it: the whole test suite
 	$(BIN)/python -m pytest -m "not cuda_compile and not huge" $(PYTEST)

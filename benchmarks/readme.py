@@ -1,7 +1,7 @@
-"""Writes what is generated from the result files: README's benchmark block and ``results/PENDING.md``.
+"""Writes what is generated from the result files: README's blocks of benchmarks and claims, and ``results/PENDING.md``.
 
-``python -m benchmarks.readme`` (``make bench`` does it). ``--check`` writes nothing and exits with 1 if a file is not what would
-be written; ``--plots`` draws the plots again too.
+``python -m benchmarks.readme`` (``make bench`` and ``make compare`` do it). ``--check`` writes nothing and exits with 1 if a file
+is not what would be written; ``--plots`` draws the plots again too.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import gpu, report, results
+from . import compare, gpu, report, results
 from .registry import METHODS, PASSES, PROVIDERS
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+CLAIMS_BEGIN, CLAIMS_END = "<!-- compare:begin -->", "<!-- compare:end -->"
 README = results.ROOT / "README.md"
 PENDING = results.FOLDER / "PENDING.md"
 
@@ -52,13 +53,21 @@ def image(result: dict[str, Any], folder: Path) -> str:
 
 
 def readme(text: str, folder: Path = results.FOLDER) -> str:
-    """``text`` with its block generated from the newest CPU run and the newest GPU run; the markers are added if absent."""
+    """``text`` with its blocks generated: of the newest CPU and GPU run, and of the comparison; markers are added if absent."""
     runs = [(run, where) for where in (folder, folder / "gpu") if (run := newest(where)) is not None]
     body = "\n\n".join(block(run, image(run, where)) for run, where in runs) if runs else "Not measured yet: `make bench`."
-    if BEGIN not in text or END not in text:
-        text = f"{text.rstrip()}\n\n## Speed\n\n{BEGIN}\n{END}\n"
-    before, rest = text.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{body}\n{END}{rest.split(END, 1)[1]}"
+    text = _replaced(text, "Speed", BEGIN, END, body)
+    found = results.read_all(folder, "comparison")
+    claims = compare.block(found[-1], image(found[-1], folder)) if found else "Not measured yet: `make compare`."
+    return _replaced(text, "The papers' claims, on digits", CLAIMS_BEGIN, CLAIMS_END, claims)
+
+
+def _replaced(text: str, heading: str, begin: str, end: str, body: str) -> str:
+    """``text`` with ``body`` between its markers, which are added under ``heading`` if absent."""
+    if begin not in text or end not in text:
+        text = f"{text.rstrip()}\n\n## {heading}\n\n{begin}\n{end}\n"
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n{body}\n{end}{rest.split(end, 1)[1]}"
 
 
 # What has never run

@@ -3,7 +3,8 @@
 ``{"schema": 1, "kind": ..., "name": ..., "created": ..., "dry": ..., "environment": {...}, "rows" or "parts": [...]}``
 
 ``rows`` (kind ``benchmark``) has one entry per case and provider; ``parts`` (``environment``, ``build``, ``test``,
-``sanitize``) one entry per thing that ran. Needs the standard library alone; what is missing on a machine is recorded as null.
+``sanitize``) one entry per thing that ran; kind ``comparison`` has what ``python -m fastq compare`` wrote. Needs the
+standard library alone; what is missing on a machine is recorded as null.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SCHEMA = 1
 DISTURBED = 0.05
 #: How the reason ends of a provider that does not have a method.
 NO_SUCH_OP = "no such op"
-KINDS = ("benchmark", "environment", "build", "test", "sanitize")
+KINDS = ("benchmark", "environment", "build", "test", "sanitize", "comparison")
 #: glibc keeps freed pages with these. Without them a large result is new pages every time, and their faults are all one sees.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
 
@@ -79,6 +80,9 @@ def validate(result: Any) -> dict[str, Any]:
     except ValueError:
         raise BrokenResult(f"result: created must be an ISO date, got {result['created']!r}") from None
     _fields("environment", result["environment"], _ENVIRONMENT)
+    if result["kind"] == "comparison":
+        _comparison(result)
+        return result
     if result["kind"] != "benchmark" or "parts" in result:
         _fields("result", result, {"parts": (list,)})
         for i, part in enumerate(result["parts"]):
@@ -109,6 +113,36 @@ def _row(where: str, row: Any) -> None:
         _fields(f"{where}: {name}", one, _PASS)
         if not 0 < one["min_us"] <= one["median_us"]:
             raise BrokenResult(f"{where}: {name}: times must be positive and the median no less than the least")
+
+
+_CONTRAST: dict[str, tuple[type, ...]] = {
+    "text": _TEXT, "arm": _TEXT, "metric": _TEXT, "other": _TEXT, "other metric": _TEXT, "values": (list,), "other values": (list,),
+    "lower": (int,), "verdict": _TEXT, "difference": _SPEED, "spread": _SPEED,
+}  # fmt: skip
+_CLAIM: dict[str, tuple[type, ...]] = {
+    "name": _TEXT, "statement": _TEXT, "paper": _TEXT, "network": _TEXT, "reconstruction": _FLAG, "arms": (dict,),
+    "contrasts": (list,),
+}  # fmt: skip
+VERDICTS = ("shows", "does not show", "does not show, the opposite does", "not claimed")
+
+
+def _comparison(result: dict[str, Any]) -> None:
+    _fields("result", result, {"comparison": (dict,)})
+    found = result["comparison"]
+    _fields("comparison", found, {
+        "schema": (int,), "quick": _FLAG, "seeds": (int,), "steps": (int,), "pretraining": (int,), "cpu seconds": _NUMBER,
+        "claims": (list,), "recipes": (dict,), "identities": (list,),
+    })  # fmt: skip
+    for i, claim in enumerate(found["claims"]):
+        _fields(f"claims[{i}]", claim, _CLAIM)
+        for j, contrast in enumerate(claim["contrasts"]):
+            where = f"claims[{i}]: contrasts[{j}]"
+            _fields(where, contrast, _CONTRAST)
+            _one_of(f"{where}: verdict", contrast["verdict"], VERDICTS)
+            if len(contrast["values"]) != found["seeds"] or len(contrast["other values"]) != found["seeds"]:
+                raise BrokenResult(f"{where}: values must be {found['seeds']}, one for each seed")
+    for i, identity in enumerate(found["identities"]):
+        _fields(f"identities[{i}]", identity, {"name": _TEXT, "error": _NUMBER, "tolerance": _NUMBER, "holds": _FLAG})
 
 
 # Where a result comes from

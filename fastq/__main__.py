@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "info": ("info", "what is installed here, what works, and why the rest does not"),
     "demo": ("demo", "train a low-bit network on handwritten digits, convert it to integers, compare"),
+    "compare": ("compare", "hold the papers' claims against each other on handwritten digits, pair by pair"),
 }
 
 
