@@ -24,18 +24,17 @@ def keep(output: Path, folder: Path = results.FOLDER) -> Path:
         comparison = json.loads((output / "compare.json").read_text())
     except (OSError, ValueError) as error:
         raise results.BrokenResult(f"{output / 'compare.json'}: {error}") from None
-    path = results.new("comparison", "compare", comparison=comparison)
-    results.validate(path)
+    result = results.validate(results.new("comparison", "compare", comparison=comparison))
     if comparison["quick"]:
         raise results.BrokenResult(f"{output / 'compare.json'}: a quick run says nothing of the claims")
-    written = results.write(path, folder)
+    written = results.write(result, folder)
     shutil.copyfile(output / "compare.png", written.with_suffix(".png"))
     return written
 
 
 def number(value: float | None) -> str:
     """Three digits."""
-    return "diverged" if value is None else f"{value:.3g}"
+    return "not finite" if value is None else f"{value:.3g}"
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -142,7 +142,7 @@ def _comparison(result: dict[str, Any]) -> None:
             if len(contrast["values"]) != found["seeds"] or len(contrast["other values"]) != found["seeds"]:
                 raise BrokenResult(f"{where}: values must be {found['seeds']}, one for each seed")
     for i, identity in enumerate(found["identities"]):
-        _fields(f"identities[{i}]", identity, {"name": _TEXT, "error": _NUMBER, "tolerance": _NUMBER, "holds": _FLAG})
+        _fields(f"identities[{i}]", identity, {"name": _TEXT, "error": _SPEED, "tolerance": _NUMBER, "holds": _FLAG})
 
 
 # Where a result comes from

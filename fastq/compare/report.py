@@ -40,6 +40,12 @@ def _compared(contrast: Contrast, results: list[dict[str, Any]]) -> dict[str, An
     }  # fmt: skip
 
 
+def _repeated(again: dict[str, Any], first: dict[str, Any]) -> Identity:
+    """Equal codes and equal numbers, or not."""
+    differs = again["codes"] != first["codes"] or again["metrics"] != first["metrics"]
+    return Identity(f"the same seed gives the same codes: {again['claim']}, {again['arm']}", float(differs), 0.0)
+
+
 def summary(results: list[dict[str, Any]], budget: Budget, checked: list[Identity], quick: bool) -> dict[str, Any]:
     """All of it, as it is written to JSON."""
     claims = []
@@ -59,17 +65,15 @@ def summary(results: list[dict[str, Any]], budget: Budget, checked: list[Identit
         "claims": claims,
         "recipes": {r["arm"]: r["metrics"] for r in results if r["claim"] == EVERY_RECIPE.name},
         "identities": [
-            {"name": i.name, "error": i.error, "tolerance": i.tolerance, "holds": i.holds} for i in checked
-        ] + [
-            {"name": f"the same seed gives the same codes: {a['claim']}, {a['arm']}", "error": float(a["codes"] != b["codes"]),
-             "tolerance": 0.0, "holds": a["codes"] == b["codes"] and a["metrics"] == b["metrics"]} for a, b in again
+            {"name": i.name, "error": i.error if math.isfinite(i.error) else None, "tolerance": i.tolerance, "holds": i.holds}
+            for i in [*checked, *(_repeated(a, b) for a, b in again)]
         ],
     }  # fmt: skip
 
 
 def number(value: float | None) -> str:
     """Three digits."""
-    return "diverged" if value is None else f"{value:.3g}"
+    return "not finite" if value is None else f"{value:.3g}"
 
 
 def mean(values: list[float | None]) -> float | None:
