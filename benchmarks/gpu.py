@@ -42,7 +42,7 @@ FAMILIES = ("weight", "activation", "resnet50", "size")
 STAGES = ("environment", "build", "test", "sanitize", "bench")
 #: Tests of the build, of this harness and of the other tests, those that choose a backend themselves and need no GPU, and those
 #: against other libraries, which convert to CPU integer layers.
-LEFT_OUT = ("benchmarks", "build", "compat", "contributing", "cuda", "mutants", "native", "testing", "triton")
+LEFT_OUT = ("benchmarks", "build", "compare", "compat", "contributing", "cuda", "mutants", "native", "testing", "triton")
 #: What the dry run takes: a few tests of one file that obey FASTQ_BACKEND and are quick in Triton's interpreter.
 DRY_TESTS = ("tests/ops/test_lsq.py", "-k", "accumulation or hooks or checkpointing or one_step")
 UNFINISHED = 75  # EX_TEMPFAIL: run the same command again

@@ -58,7 +58,7 @@ def readme(text: str, folder: Path = results.FOLDER) -> str:
     body = "\n\n".join(block(run, image(run, where)) for run, where in runs) if runs else "Not measured yet: `make bench`."
     text = _replaced(text, "Speed", BEGIN, END, body)
     found = results.read_all(folder, "comparison")
-    claims = compare.block(found[-1], image(found[-1], folder)) if found else "Not measured yet: `make compare`."
+    claims = compare.block(found[-1], image(found[-1], folder)) if found else "No comparison yet: `make compare`."
     return _replaced(text, "The papers' claims, on digits", CLAIMS_BEGIN, CLAIMS_END, claims)
 
 

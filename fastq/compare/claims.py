@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -77,10 +79,9 @@ def clips(t: Trained) -> dict[str, float]:
 
 
 def scales(t: Trained) -> dict[str, float]:
-    last = t.model.classifier
-    variance = float(last.weight_quantizer.effective_variance(last.weight))
-    # rule I: against k_pool^2 / n_L, here the 4x4 pixels that are averaged and the 10 outputs
-    return {"rule I": variance * last.out_features / 16, "gradient spread": measures.gradient_spread(t.model, t.data)}
+    found = measures.diagnosed(t.model, t.data, t.seed)
+    gradients = [math.log(layer.gradient) for layer in found.layers if layer.gradient]
+    return {"rule I": found.rule_one.ratio, "gradient spread": statistics.stdev(gradients)}
 
 
 def oscillations(t: Trained) -> dict[str, float]:
@@ -112,15 +113,20 @@ def plant(model: Any) -> None:
 
 
 def channels(t: Trained) -> dict[str, float]:
-    errors = measures.channel_errors([t.model.block1.conv2, t.model.block2.conv2], t.model, t.data[2])
-    planted = torch.cat([error[list(PLANTED)] for error in errors])
-    others = torch.cat([error[[i for i in range(len(error)) if i not in PLANTED]] for error in errors])
-    return {"error of most channels": float(others.nanmedian()), "error of the planted": float(planted.nanmedian())}
+    found = {layer.name: layer.input for layer in measures.diagnosed(t.model, t.data, t.seed).layers}
+    errors = [found[name].channel_errors for name in ("block1.conv2", "block2.conv2")]  # type: ignore[union-attr]
+    planted = [error[i] for error in errors for i in PLANTED]
+    others = [e for error in errors for i, e in enumerate(error) if i not in PLANTED and not math.isnan(e)]  # NaN: a dead channel
+    return {"error of most channels": statistics.median(others), "error of the planted": statistics.median(planted)}
 
 
 def flatness(t: Trained) -> dict[str, float]:
     scale = torch.cat([m.a.detach().abs().flatten() for m in t.model.modules() if isinstance(m, Tempered)] or [torch.ones(1)])
-    return {"trace": measures.sharpness(t.model, t.data, t.seed), "gradient scale": float(scale.mean())}
+    # in units of each layer's own weights: a layer before a batch norm may have any scale
+    trace = sum(
+        layer.trace * layer.variance for layer in measures.diagnosed(t.model, t.data, t.seed, probes=16).layers if layer.trace
+    )
+    return {"trace": trace, "gradient scale": float(scale.mean())}
 
 
 def mismatch(t: Trained) -> dict[str, float]:
@@ -165,8 +171,8 @@ _CLAIMS = (
         "SAT", "weights without a batch norm behind them train better at the scale 1/sqrt(n VAR[Q])", "1912.10207", "residual",
         {"rescaled": recipes.sat(4, 4), "not": recipes.sat(4, 4, weight_options={"rescale": "none"})},
         (
-            Contrast("rule I: n VAR / k^2 of the last layer", "rule I", "rescaled", "not"),
-            Contrast("rule II: spread of ln(gradient) over layers", "gradient spread", "rescaled", "not"),
+            Contrast("rule I: VAR n / k^2 of the last layer", "rule I", "rescaled", "not"),
+            Contrast("rule II: spread of ln(gradient) of layers", "gradient spread", "rescaled", "not"),
             Contrast("training loss", "training loss", "rescaled", "not"),
             Contrast("test loss", "test loss", "rescaled", "not"),
         ),

@@ -1,22 +1,22 @@
-"""What the claims are about, measured: gradients, batch norm statistics, errors of channels, sharpness, codes."""
+"""What the claims are about, measured, where :func:`fastq.diagnose` does not: gradients of clips, batch norm statistics, codes."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..diagnosis import Diagnosis, diagnose
 from ..nn import LSQ, PACT, DirectWeight, Quantizer
 from ..reference.lsq import lsq_surrogate
 
 __all__ = [
-    "activation_error", "channel_errors", "clip_gradient_error", "codes_digest", "evaluate", "gradient_spread",
-    "normalization_divergence", "quantized_layers", "sharpness", "weight_codes", "weight_error",
+    "activation_error", "clip_gradient_error", "codes_digest", "diagnosed", "evaluate", "normalization_divergence",
+    "quantized_layers", "weight_codes", "weight_error",
 ]  # fmt: skip
 
 Data = tuple[torch.Tensor, ...]
@@ -35,6 +35,12 @@ def evaluate(model: nn.Module, data: Data) -> tuple[float, float]:
     """Loss and accuracy on the test images."""
     logits = model.eval()(data[2])
     return float(F.cross_entropy(logits, data[3])), float((logits.argmax(1) == data[3]).double().mean())
+
+
+def diagnosed(model: nn.Module, data: Data, seed: int, probes: int = 0) -> Diagnosis:
+    """:func:`fastq.diagnose` on four batches of training images; ``probes``: for the trace of the Hessian."""
+    given = zip(data[0].split(128), data[1].split(128), strict=True)
+    return diagnose(model, given, lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), probes=probes, seed=seed)
 
 
 @torch.no_grad()
@@ -90,22 +96,6 @@ def activation_error(model: nn.Module, x: torch.Tensor, kind: type[Quantizer]) -
     return sum(errors) / len(errors)
 
 
-@torch.no_grad()
-def channel_errors(layers: Iterable[Any], model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """For each layer's input quantizer, ``sum (x - Q(x))^2 / (N var)`` of every channel, fp64; dead channels give NaN."""
-    found: list[torch.Tensor] = []
-
-    def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        given = inputs[0].double()
-        found.append((given - output).square().mean((0, 2, 3)) / given.var((0, 2, 3), correction=0))
-
-    hooks = [layer.input_quantizer.register_forward_hook(look) for layer in layers]
-    model.eval()(x)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
 def clip_gradient_error(model: nn.Module, data: Data, calibrated: bool) -> float:
     """``|g - f| / |f|``: the gradient of all PACT clips against finite differences of the surrogate loss.
 
@@ -148,21 +138,6 @@ def clip_gradient_error(model: nn.Module, data: Data, calibrated: bool) -> float
     return float((gradient - wanted).norm() / wanted.norm())
 
 
-def gradient_spread(model: nn.Module, data: Data) -> float:
-    """The standard deviation, over layers, of ``ln rms(dloss/dQ(W))``: SAT's second rule wants magnitudes of one order."""
-    net = copy.deepcopy(model).train()
-    used: list[torch.Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        output.retain_grad()
-        used.append(output)
-
-    for _, layer in quantized_layers(net):
-        layer.weight_quantizer.register_forward_hook(keep)
-    F.cross_entropy(net(data[0][:256]), data[1][:256]).backward()
-    return float(torch.stack([t.grad.square().mean().sqrt() for t in used if t.grad is not None]).log().std())
-
-
 def normalization_divergence(model: nn.Module, fresh: nn.Module) -> dict[str, float]:
     """By layer: KL of the running statistics from those estimated anew, as Gaussians, summed over channels."""
     anew = dict(fresh.named_modules())
@@ -174,40 +149,3 @@ def normalization_divergence(model: nn.Module, fresh: nn.Module) -> dict[str, fl
             shift = (m.running_mean - other.running_mean).double().square()  # type: ignore[operator]
             found[name] = float((0.5 * ((new / old).log() + (old + shift) / new - 1)).sum())
     return found
-
-
-def sharpness(model: nn.Module, data: Data, seed: int, probes: int = 12, size: float = 1e-2) -> float:
-    """Trace of the Hessian in the quantized weights, by Hutchinson's probes and central differences of the gradient.
-
-    The quantized weights are taken as the parameters; probes of +-1 are scaled by ``size`` times each layer's rms weight, so the
-    trace is that of the relative weights, and networks of different scale compare. Activations stay quantized.
-    """
-    net = copy.deepcopy(model).eval()
-    weights = []
-    for _, layer in quantized_layers(net):
-        with torch.no_grad():
-            layer.weight.copy_(layer.weight_quantizer(layer.weight))
-        layer.weight_quantizer = None
-        weights.append(layer.weight)
-    scales = [w.detach().square().mean().sqrt() for w in weights]
-    generator = torch.Generator().manual_seed(seed)
-
-    def gradient() -> list[torch.Tensor]:
-        return list(torch.autograd.grad(F.cross_entropy(net(data[0][:512]), data[1][:512]), weights))
-
-    total = 0.0
-    for _ in range(probes):
-        signs = [torch.randint(0, 2, w.shape, generator=generator) * 2.0 - 1 for w in weights]
-        sides = []
-        for direction in (size, -size):
-            moves = [direction * c * z for c, z in zip(scales, signs, strict=True)]
-            with torch.no_grad():
-                for w, move in zip(weights, moves, strict=True):
-                    w.add_(move)
-            sides.append(gradient())
-            with torch.no_grad():
-                for w, move in zip(weights, moves, strict=True):
-                    w.sub_(move)
-        for up, down, c, z in zip(*sides, scales, signs, strict=True):
-            total += float((c * z * (up - down)).double().sum()) / (2 * size)
-    return total / probes

@@ -62,7 +62,7 @@ def test_a_quick_or_broken_run_is_refused_and_nothing_written(tmp_path: Path, ca
 
 def test_the_block_says_what_shows_and_what_does_not(tmp_path: Path) -> None:
     empty = readme.readme("# A\n", tmp_path)
-    assert "Not measured yet: `make compare`." in empty
+    assert "No comparison yet: `make compare`." in empty
     made = {"schema": 1, "kind": "comparison", "name": "compare", "created": "2026-01-02T03:04:05+00:00", "dry": False}
     results.write({**made, "environment": dict(ENVIRONMENT), "comparison": sample()}, tmp_path)
     text = readme.readme(empty, tmp_path)
