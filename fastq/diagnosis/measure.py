@@ -451,7 +451,7 @@ class _Subject:
         state = quantizer.state if isinstance(quantizer, OscillationLSQ) and quantizer.enabled else None
         oscillating = frozen = None
         if state is not None:
-            oscillating = float((state.frequency > OSCILLATES).double().mean())
+            oscillating = float(((state.frequency > OSCILLATES) & ~state.frozen).double().mean())
             frozen = float(state.frozen.double().mean())
         gradient = trace = spread = cost = None
         if differentiated and self.squares[name]:

@@ -81,7 +81,7 @@ class LayerDiagnosis:
     Attributes:
         name, type: in the model, and the class.
         weight, input: what quantization does to them; ``input`` needs batches.
-        oscillating: fraction of the weights with a tracked frequency above 0.005; None where it is not tracked.
+        oscillating: fraction of the weights with a tracked frequency above 0.005 that are not frozen; None where it is not tracked.
         frozen: fraction of the weights that are frozen.
         variance: of the effective weights, unbiased: of those that the layer computes with.
         neurons: ``n_out`` of SAT: out_features, or out_channels times the size of the kernel.

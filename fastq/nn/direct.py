@@ -27,7 +27,7 @@ __all__ = ["DIRECT", "DirectConv1d", "DirectConv2d", "DirectLinear", "DirectOpti
 
 LEVELS = ("free", "basis")
 CANDIDATES = 100
-SAMPLE = 65536
+SAMPLE = 8192
 
 
 class _Through(torch.autograd.Function):
