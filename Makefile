@@ -38,7 +38,7 @@ compare: $(VENV)/.ready ## hold the papers' claims against each other on digits,
 	$(BIN)/python -m benchmarks.readme
 
 test: $(VENV)/.ready ## prove it: the whole test suite
-	$(BIN)/python -m pytest -m "not cuda_compile and not huge" $(PYTEST)
+	$(BIN)/python -m pytest -m "not cuda_compile and not huge" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 huge-test: $(VENV)/.ready ## tensors of more than 2**31 elements (13 GB of memory)
 	$(BIN)/python -m pytest -m huge tests

@@ -1,5 +1,6 @@
 """Where the tests run: on the CPU kernels, or where ``make gpu-test`` says (FASTQ_TEST_DEVICE, FASTQ_BACKEND)."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,17 @@ if DEVICE != "cpu":  # here and not in a fixture: test files make tensors as the
     # fp32 products are compared with exact ones; TF32 keeps 10 bits of a factor.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Processes that test side by side share the cores; what is about threads says how many itself.
+    torch.set_num_threads(max(torch.get_num_threads() // int(workers), 1))
+
+#: Folders of files with few tests that take long each: first, so that no worker ends with one.
+LONG = ("triton", "cuda", "contributing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(name) if (name := item.path.parent.name) in LONG else len(LONG))
 
 
 @pytest.fixture(scope="module")

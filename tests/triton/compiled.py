@@ -97,13 +97,13 @@ def of_direct(capability: int, storages: list[str]) -> dict[str, Any]:
 
 
 def of_sat(capability: int, storages: list[str]) -> dict[str, Any]:
-    """The kernels of SAT's weights: codes and none, in row-major order and not."""
+    """The kernels of SAT's weights: codes and none, in row-major order and not. Not in fp64, where tanh is the library's."""
     report = {}
-    for storage in storages:
-        F, arithmetic = STORAGE[storage], "fp64" if storage == "fp64" else "fp32"
+    for storage in [storage for storage in storages if storage != "fp64"]:
+        F = STORAGE[storage]
         types: dict[str, Any] = dict.fromkeys(("w", "y", "g", "dw"), f"*{storage}") | dict.fromkeys(("numel", "blocks"), "i64")
         types |= dict.fromkeys(("scale", "sums", "partial"), "*fp64") | dict.fromkeys(("code_sums", "candidates", "index"), "*i64")
-        types |= {"largest": f"*{arithmetic}", "codes": "*u8", "n_out": "fp64"}
+        types |= {"largest": "*fp32", "codes": "*u8", "n_out": "fp64"}
         each, gather = {"F": F, "BLOCK": sat.BLOCK, "BY_BITS": False}, {"BLOCK": sat.GATHER}
         for name, kernel, constants in (
             ("", sat.largest_kernel, each),
