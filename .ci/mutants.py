@@ -1014,6 +1014,13 @@ MUTANTS = [
         ),
     ),
     *mutants(
+        "fastq/nn/tempered.py",
+        (
+            "decay-not-copied", "decay=self.decay.clone() if", "decay=self.decay if",
+            f"{NOISE_MODULES}::test_the_decay_of_a_call_is_that_of_its_time", "a backward pass has its forward's decay",
+        ),
+    ),
+    *mutants(
         "fastq/seeds.py",
         (
             "seed-not-copied", "taken = seed.clone()", "taken = seed",
