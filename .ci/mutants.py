@@ -213,6 +213,11 @@ MUTANTS = [
     *mutants(
         "csrc/methods/dampening.h",
         ("dampening-edge", "p[2] = p[0] * r.qmax;", "p[2] = p[0] * (r.qmax + F(1));", DAMPENED, "nothing beyond the clip range"),
+        ("dampening-scale", "p[3] = parameter[1] * r.constant[0];", "p[3] = r.constant[0];", DAMPENED, "the gradient of the loss"),
+    ),
+    *mutants(
+        "csrc/torch/dampening.h",
+        ("dampening-factor", "a.constants[0] = 2 * factor;", "a.constants[0] = factor;", DAMPENED, "the 2 of the square"),
     ),
     *mutants(
         "csrc/methods/affine.h",
@@ -395,6 +400,14 @@ MUTANTS = [
     *mutants(
         "csrc/cpu/elementwise.h",
         (
+            "cpu-scaled-unrounded", "out = S::rounded(out) * p[", "out = out * p[",
+            STEPS, "what is multiplied has been rounded to its type",
+        ),
+        (
+            "cpu-lanes-of-a-tail", "for (int64_t j = 0; j < n; ++j) all[j] += some[j];",
+            "for (int64_t j = 0; j < kLanes; ++j) all[j] += some[j];", STEPS, "a tail's sums are of its own lanes",
+        ),
+        (
             "cpu-tail", "std::memcpy(y, out, n * sizeof(T));", "std::memcpy(y, out, (n - 1) * sizeof(T));",
             SUMS, "the last element of a ragged run",
         ),
@@ -422,6 +435,7 @@ MUTANTS = [
     ),
     *mutants(
         "csrc/cpu/vector.h",
+        ("cpu-doubles", "{a.low + b.low, a.high + b.high}", "{a.low + b.low, a.high + b.low}", STEPS, "both halves are added"),
         (
             "cpu-aligned-loads", "  V v;\n  std::memcpy(&v, p, sizeof(V));\n  return v;",
             "  return *reinterpret_cast<const V*>(__builtin_assume_aligned(p, sizeof(V)));",
@@ -544,6 +558,10 @@ MUTANTS = [
     *mutants(
         "csrc/cuda/elementwise.cuh",
         (
+            "cuda-scaled-unrounded", "y = S::load(S::store(y)) * values", "y = y * values",
+            "tests/cuda/test_emulation.py::test_oscillations_have_the_bits_of_the_cpu", "what is multiplied has been rounded",
+        ),
+        (
             "cuda-last-piece", "return position + kVector <= rows * length;", "return position + kVector < rows * length;",
             CUDA, "the last whole piece of a tile",
         ),
@@ -634,6 +652,10 @@ MUTANTS = [
     ),
     *mutants(
         "triton_kernels/elementwise.py",
+        (
+            "triton-scaled-unrounded", "out = widen(narrow(out, y.dtype.element_ty, BY_BITS), F, BY_BITS) * p", "out = out * p",
+            TRITON_STEPS, "what is multiplied has been rounded to its type",
+        ),
         ("triton-tail", "(column < inner)[None, :]", "(column < inner - 1)[None, :]", TRITON, "the last element of a run"),
         ("triton-channel", "mask, row % channels,", "mask, (row + 1) % channels,", TRITON, "a row's own parameter"),
         (

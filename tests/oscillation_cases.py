@@ -58,8 +58,8 @@ def frozen_operators(space: Any) -> list[tuple[Any, tuple[Any, ...]]]:
     return [
         (space.frozen_lsq_forward.default, (x, step, freeze, -8, 7, 1, 0, 1e-8)),
         (space.frozen_lsq_backward.default, (g, x, step, freeze, -8, 7, 1, 0, 1e-8, 1, 1.0, 1)),
-        (space.dampening.default, (x, step, -8, 7, 1, 0, 1e-8, True)),
-        (space.dampening.default, (x, step, -8, 7, 1, 0, 1e-8, False)),
+        (space.dampening_forward.default, (x, step, -8, 7, 1, 0, 1e-8)),
+        (space.dampening_backward.default, (torch.tensor(0.5), x, step, -8, 7, 1, 0, 1e-8, 0.25)),
         (space.oscillation_step.default, (x.clone(), step, freeze.clone(), freeze.clone(), -8, 7, 1, 0, 1e-8, 0.5, 0.5, 9, False)),
     ]
 

@@ -10,7 +10,7 @@ from . import foreach as foreach
 from . import sat as _sat  # noqa: F401  registers its operators
 from .affine import AFFINE, AFFINE_PER_CHANNEL, AFFINE_PER_TENSOR
 from .channel_error import CHANNEL_ERROR, CHANNEL_STATS
-from .dampening import DAMPENING, DAMPENING_LOSS
+from .dampening import DAMPENING, DAMPENING_GRADIENT
 from .dsq import DSQ, DSQ_ALPHA
 from .elementwise import Method
 from .ewgs import EWGS
@@ -44,7 +44,7 @@ def methods() -> list[Method]:
         CHANNEL_ERROR,
         CHANNEL_STATS,
         DAMPENING,
-        DAMPENING_LOSS,
+        DAMPENING_GRADIENT,
         FROZEN_LSQ,
         OSCILLATION,
         DSQ,

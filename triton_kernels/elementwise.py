@@ -68,6 +68,7 @@ class Method:
     word: str = "none"  # "noise", "memory", "state"
     sums: int = 0  # of the forward pass
     output: bool = True  # False: the forward pass is made for its sums, and y is not written
+    scaled: bool = False  # y is rounded as it is stored, then multiplied by the last value of `prepare`
     warps: int = WARPS
 
     @property
@@ -206,9 +207,9 @@ def forward_kernel(
     x, y, words, second, parameters, partial, partials: i64,
     qmin: fp64, qmax: fp64, lower: fp64, upper: fp64, eps: fp64, a: fp64, b: fp64, c: fp64, d: fp64,
     outer: i64, channels: i64, inner, chunks, noise_scale: fp32,
-    PREPARE: tl.constexpr, FORWARD: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, WORDS: tl.constexpr,
-    NOISE: tl.constexpr, QUADS: tl.constexpr, SHARED: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr, BY_BITS: tl.constexpr,
+    PREPARE: tl.constexpr, FORWARD: tl.constexpr, SUMS: tl.constexpr, OUTPUT: tl.constexpr, SCALED: tl.constexpr,
+    WORDS: tl.constexpr, NOISE: tl.constexpr, QUADS: tl.constexpr, SHARED: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, BY_BITS: tl.constexpr,
 ):  # fmt: skip
     r = _range(qmin, qmax, lower, upper, eps, a, b, c, d, F)
     offsets, mask, channel, slot, slot_mask = _tile(outer, channels, inner, chunks, ROWS, BLOCK, COLUMNS)
@@ -228,6 +229,8 @@ def forward_kernel(
         result = FORWARD(value, word, p, r)
     if OUTPUT:
         out = result if SUMS == 0 and WORDS != 3 else result[0]
+        if SCALED:
+            out = widen(narrow(out, y.dtype.element_ty, BY_BITS), F, BY_BITS) * p[len(p) - 1]
         tl.store(y + offsets, narrow(out, y.dtype.element_ty, BY_BITS), mask=mask)
     if SUMS > 0:
         for i in tl.static_range(SUMS):
@@ -401,8 +404,8 @@ def _forward(
                 dense, y, held, held, tuple(p.contiguous() for p in parameters), partial, shape.partials,
                 float(qmin), float(qmax), lower, upper, eps, *_constants(constants),
                 shape.outer, shape.channels, shape.inner, shape.chunks, noise[1],
-                PREPARE=method.prepare, FORWARD=method.forward, SUMS=method.sums, OUTPUT=method.output, WORDS=method.words,
-                NOISE=noise[0], QUADS=shape.quads, SHARED=_bits(shared), **_options(method, x, shape),
+                PREPARE=method.prepare, FORWARD=method.forward, SUMS=method.sums, OUTPUT=method.output, SCALED=method.scaled,
+                WORDS=method.words, NOISE=noise[0], QUADS=shape.quads, SHARED=_bits(shared), **_options(method, x, shape),
             )  # fmt: skip
             if sums is not None:
                 count, a, s, block = shape.sums(total)
@@ -429,7 +432,7 @@ def run_in_place(
             dense, dense, *laid_out, tuple(p.contiguous() for p in parameters), dense, shape.partials,
             float(qmin), float(qmax), 0.0, 0.0, eps, *_constants(constants),
             shape.outer, shape.channels, shape.inner, shape.chunks, 1.0,
-            PREPARE=method.prepare, FORWARD=method.forward, SUMS=0, OUTPUT=True, WORDS=method.words, NOISE=0,
+            PREPARE=method.prepare, FORWARD=method.forward, SUMS=0, OUTPUT=True, SCALED=False, WORDS=method.words, NOISE=0,
             QUADS=False, SHARED=0, **_options(method, x, shape),
         )  # fmt: skip
     for home, changed in ((x, dense), *zip(planes, laid_out, strict=True)):

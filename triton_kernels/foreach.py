@@ -6,7 +6,8 @@ from typing import Any
 
 from fastq.ops._library import implement_triton
 
-from .dampening import dampening_op
+from .dampening import backward_op as dampening_backward
+from .dampening import forward_op as dampening_forward
 from .lsq import backward_op, forward_op
 from .oscillation import step_op
 
@@ -32,9 +33,15 @@ implement_triton("foreach_lsq_forward", _forward_op)
 implement_triton("foreach_lsq_backward", _backward_op)
 
 
-def _dampening_op(w: Any, step: Any, qmin: Any, qmax: Any, axis: Any, group_size: Any, eps: float, gradient: bool) -> Any:
-    found = [dampening_op(*one, eps, gradient) for one in zip(w, step, qmin, qmax, axis, group_size, strict=True)]
-    return [r for r, _ in found] + [total for _, total in found]
+def _dampening_forward_op(w: Any, step: Any, qmin: Any, qmax: Any, axis: Any, group_size: Any, eps: float) -> Any:
+    return [dampening_forward(*one, eps) for one in zip(w, step, qmin, qmax, axis, group_size, strict=True)]
+
+
+def _dampening_backward_op(
+    grad: Any, w: Any, step: Any, qmin: Any, qmax: Any, axis: Any, group_size: Any, eps: float, factor: Any
+) -> Any:
+    each = zip(grad, w, step, qmin, qmax, axis, group_size, factor, strict=True)
+    return [dampening_backward(*one[:-1], eps, one[-1]) for one in each]
 
 
 def _oscillation_op(
@@ -44,5 +51,6 @@ def _oscillation_op(
         step_op(*one, *same)
 
 
-implement_triton("foreach_dampening", _dampening_op)
+implement_triton("foreach_dampening_forward", _dampening_forward_op)
+implement_triton("foreach_dampening_backward", _dampening_backward_op)
 implement_triton("foreach_oscillation_step", _oscillation_op)

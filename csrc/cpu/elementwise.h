@@ -119,7 +119,8 @@ struct Elementwise {
     for (int k = 0; k < kVectors; ++k) {
       D terms[kSums];
       Held held(words, k);
-      const V out = apply_forward<M, V, W, F>(S::load(x + k * kWidth), held.word, p + k * kStride, r, terms);
+      V out = apply_forward<M, V, W, F>(S::load(x + k * kWidth), held.word, p + k * kStride, r, terms);
+      if constexpr (M::kScaled) out = S::rounded(out) * p[k * kStride + kPrepared - 1];
       if constexpr (M::kOutput) S::store(y + k * kWidth, out);
       held.keep(words, k);
       for (int i = 0; i < kForwardSums; ++i) sums[i][k] += terms[i];
@@ -138,12 +139,14 @@ struct Elementwise {
     }
   }
 
-  // The first n lanes alone.
-  template <class A>
+  // The first n lanes alone, of numbers of one type.
+  template <class Number, class A>
   FASTQ_HD static void add_lanes(const A* own, int64_t n, A* sums) {
-    for (int k = 0; k < kVectors; ++k)
-      for (int j = 0; j < kWidth; ++j)
-        if (k * kWidth + j < n) sums[k][j] += own[k][j];
+    Number all[kLanes], some[kLanes];
+    std::memcpy(all, sums, sizeof(all));
+    std::memcpy(some, own, sizeof(some));
+    for (int64_t j = 0; j < n; ++j) all[j] += some[j];
+    std::memcpy(sums, all, sizeof(all));
   }
 
   // The last elements of a run, fewer than kLanes: through buffers whose rest repeats an element, with a gradient of
@@ -183,7 +186,7 @@ struct Elementwise {
         std::memcpy(home.first, words, n * sizeof(uint32_t));
         std::memcpy(home.second, second, n * sizeof(uint32_t));
       }
-      for (int i = 0; i < kForwardSums; ++i) add_lanes(own[i], n, sums[i]);
+      for (int i = 0; i < kForwardSums; ++i) add_lanes<double>(own[i], n, sums[i]);
     }
 
     template <int kStride>
@@ -192,7 +195,7 @@ struct Elementwise {
       if constexpr (M::kOwnTerms) {
         V own[kTerms][kVectors] = {};
         backward_block<kStride>(x, g, out, beside(), p, r, own);
-        for (int i = 0; i < kGradients; ++i) add_lanes(own[i], n, sums[i]);
+        for (int i = 0; i < kGradients; ++i) add_lanes<F>(own[i], n, sums[i]);
       } else {
         backward_block<kStride>(x, g, out, beside(), p, r, sums);
       }

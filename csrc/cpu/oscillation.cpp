@@ -9,10 +9,13 @@ inline namespace FASTQ_ISA {
 template <>
 struct Toward<F32> {
   FASTQ_HD static U32 of(U32 value, U32 target, float momentum) {
-    const D32 exact = __builtin_convertvector(I32(target - value), D32) * double(momentum) + 0.5;
-    const D32 nearest = round_clipped(exact, double());
-    const D32 floor = nearest > exact ? nearest - 1.0 : nearest;
-    return value + U32(__builtin_convertvector(floor, I32));
+    const I32 way = I32(target - value);
+    return value + U32(joined<I32>(part(half_of<I32Half>(way, 0), momentum), part(half_of<I32Half>(way, 1), momentum)));
+  }
+  FASTQ_HD static I32Half part(I32Half way, double momentum) {
+    const F64 exact = doubles(way) * momentum + 0.5;
+    const F64 nearest = round_clipped(exact, double());
+    return truncated(nearest > exact ? nearest - 1.0 : nearest);
   }
 };
 template <>

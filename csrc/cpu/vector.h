@@ -30,6 +30,7 @@ typedef int32_t I32 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
 typedef uint32_t U32 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
 typedef uint64_t U64 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
 typedef float F32Half __attribute__((vector_size(FASTQ_VECTOR_BYTES / 2)));
+typedef int32_t I32Half __attribute__((vector_size(FASTQ_VECTOR_BYTES / 2)));
 typedef uint32_t U32Half __attribute__((vector_size(FASTQ_VECTOR_BYTES / 2)));
 typedef uint16_t U16 __attribute__((vector_size(FASTQ_VECTOR_BYTES / 2)));
 
@@ -42,15 +43,99 @@ struct Splat<F64> {
   FASTQ_HD static F64 of(double value) { return value - F64{}; }
 };
 
-typedef double D32 __attribute__((vector_size(2 * FASTQ_VECTOR_BYTES)));  // as many doubles as F32 has floats
+// The two halves of a vector of 32 bits, and a vector of two halves.
+template <class Half, class V>
+FASTQ_HD Half half_of(const V& v, int i) {
+  Half half;
+  std::memcpy(&half, reinterpret_cast<const char*>(&v) + i * sizeof(Half), sizeof(Half));
+  return half;
+}
+template <class V, class Half>
+FASTQ_HD V joined(Half low, Half high) {
+  V v;
+  std::memcpy(&v, &low, sizeof(Half));
+  std::memcpy(reinterpret_cast<char*>(&v) + sizeof(Half), &high, sizeof(Half));
+  return v;
+}
+
+// Conversions between lanes of different widths, one instruction each. Of __builtin_convertvector GCC 12 makes several,
+// and moves through memory.
+#if FASTQ_VECTOR_BYTES == 64
+FASTQ_HD F64 doubles(F32Half v) {
+  return F64(_mm512_cvtps_pd(__m256(v)));
+}
+FASTQ_HD F64 doubles(I32Half v) {
+  return F64(_mm512_cvtepi32_pd(__m256i(v)));
+}
+FASTQ_HD F32Half floats(F64 v) {
+  return F32Half(_mm512_cvtpd_ps(__m512d(v)));
+}
+FASTQ_HD I32Half truncated(F64 v) {
+  return I32Half(_mm512_cvttpd_epi32(__m512d(v)));
+}
+FASTQ_HD U32 widened(U16 v) {
+  return U32(_mm512_cvtepu16_epi32(__m256i(v)));
+}
+FASTQ_HD U16 narrowed(U32 v) {
+  return U16(_mm512_cvtepi32_epi16(__m512i(v)));
+}
+#elif FASTQ_VECTOR_BYTES == 32
+FASTQ_HD F64 doubles(F32Half v) {
+  return F64(_mm256_cvtps_pd(__m128(v)));
+}
+FASTQ_HD F64 doubles(I32Half v) {
+  return F64(_mm256_cvtepi32_pd(__m128i(v)));
+}
+FASTQ_HD F32Half floats(F64 v) {
+  return F32Half(_mm256_cvtpd_ps(__m256d(v)));
+}
+FASTQ_HD I32Half truncated(F64 v) {
+  return I32Half(_mm256_cvttpd_epi32(__m256d(v)));
+}
+FASTQ_HD U32 widened(U16 v) {
+  return U32(_mm256_cvtepu16_epi32(__m128i(v)));
+}
+FASTQ_HD U16 narrowed(U32 v) {  // of numbers below 2^16
+  const __m256i w = __m256i(v);
+  return U16(_mm_packus_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
+}
+#else
+FASTQ_HD F64 doubles(F32Half v) {
+  return __builtin_convertvector(v, F64);
+}
+FASTQ_HD F64 doubles(I32Half v) {
+  return __builtin_convertvector(v, F64);
+}
+FASTQ_HD F32Half floats(F64 v) {
+  return __builtin_convertvector(v, F32Half);
+}
+FASTQ_HD I32Half truncated(F64 v) {
+  return __builtin_convertvector(v, I32Half);
+}
+FASTQ_HD U32 widened(U16 v) {
+  return __builtin_convertvector(v, U32);
+}
+FASTQ_HD U16 narrowed(U32 v) {
+  return __builtin_convertvector(v, U16);
+}
+#endif
+
+// As many doubles as F32 has floats, in two vectors that the machine has: sums of one twice as wide would go through
+// memory.
+struct D32 {
+  F64 low, high;
+
+  FASTQ_HD static D32 of(F32 v) { return {doubles(half_of<F32Half>(v, 0)), doubles(half_of<F32Half>(v, 1))}; }
+  FASTQ_HD F32 narrow() const { return joined<F32>(floats(low), floats(high)); }
+  FASTQ_HD friend D32 operator+(D32 a, D32 b) { return {a.low + b.low, a.high + b.high}; }
+  FASTQ_HD friend D32 operator-(D32 a, D32 b) { return {a.low - b.low, a.high - b.high}; }
+  FASTQ_HD friend D32 operator*(D32 a, D32 b) { return {a.low * b.low, a.high * b.high}; }
+  FASTQ_HD D32& operator+=(D32 b) { return *this = *this + b; }
+};
 
 template <>
 struct Fused<F32> {
-  FASTQ_HD static F32 of(F32 x, F32 y, F32 z) {
-    const D32 wide =
-        __builtin_convertvector(x, D32) * __builtin_convertvector(y, D32) + __builtin_convertvector(z, D32);
-    return __builtin_convertvector(wide, F32);
-  }
+  FASTQ_HD static F32 of(F32 x, F32 y, F32 z) { return (D32::of(x) * D32::of(y) + D32::of(z)).narrow(); }
 };
 template <>
 struct Fused<F64> {
@@ -60,7 +145,7 @@ struct Fused<F64> {
 template <>
 struct Wide<F32> {
   using type = D32;
-  FASTQ_HD static D32 of(F32 v) { return __builtin_convertvector(v, D32); }
+  FASTQ_HD static D32 of(F32 v) { return D32::of(v); }
 };
 template <>
 struct Wide<F64> {
@@ -125,6 +210,7 @@ struct Float32 {
   using V = F32;
   FASTQ_HD static V load(const float* p) { return load_bits<V>(p); }
   FASTQ_HD static void store(float* p, V v) { store_bits(p, v); }
+  FASTQ_HD static V rounded(V v) { return v; }  // what a load would give of what is stored
 };
 
 struct Float64 {
@@ -133,19 +219,21 @@ struct Float64 {
   using V = F64;
   FASTQ_HD static V load(const double* p) { return load_bits<V>(p); }
   FASTQ_HD static void store(double* p, V v) { store_bits(p, v); }
+  FASTQ_HD static V rounded(V v) { return v; }
 };
 
 struct BFloat16 {
   using Element = uint16_t;
   using F = float;
   using V = F32;
-  FASTQ_HD static V load(const uint16_t* p) { return V(__builtin_convertvector(load_bits<U16>(p), U32) << 16); }
-  FASTQ_HD static void store(uint16_t* p, V v) {
+  FASTQ_HD static V load(const uint16_t* p) { return V(widened(load_bits<U16>(p)) << 16); }
+  FASTQ_HD static U32 upper_half(V v) {
     const U32 bits = U32(v);
     const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const U32 result = (v == v) ? rounded : (U32{} + 0x7fc0u);
-    store_bits(p, __builtin_convertvector(result, U16));
+    return (v == v) ? rounded : (U32{} + 0x7fc0u);
   }
+  FASTQ_HD static void store(uint16_t* p, V v) { store_bits(p, narrowed(upper_half(v))); }
+  FASTQ_HD static V rounded(V v) { return V(upper_half(v) << 16); }
 };
 
 struct Float16 {
@@ -166,7 +254,7 @@ struct Float16 {
   // Without F16C: move exponent and mantissa to their fp32 places and let one multiplication by 2^112 put the bias
   // right, subnormals included.
   FASTQ_HD static V load(const uint16_t* p) {
-    const U32 half = __builtin_convertvector(load_bits<U16>(p), U32);
+    const U32 half = widened(load_bits<U16>(p));
     const U32 sign = (half & 0x8000u) << 16;
     const U32 magnitude = (half & 0x7fffu) << 13;
     const U32 finite = U32(V(magnitude) * 5.192296858534828e33f);
@@ -183,9 +271,14 @@ struct Float16 {
     U32 result = (magnitude < 0x38800000u) ? subnormal : normal;
     result = (magnitude >= 0x477ff000u) ? (U32{} + 0x7c00u) : result;
     result = (magnitude > 0x7f800000u) ? (U32{} + 0x7e00u) : result;
-    store_bits(p, __builtin_convertvector(result | sign, U16));
+    store_bits(p, narrowed(result | sign));
   }
 #endif
+  FASTQ_HD static V rounded(V v) {
+    uint16_t stored[sizeof(V) / sizeof(F)];
+    store(stored, v);
+    return load(stored);
+  }
 };
 
 }  // namespace FASTQ_ISA

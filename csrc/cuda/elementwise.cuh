@@ -333,7 +333,8 @@ struct Tile {
       return S::store(dx);
     } else {
       double sums[kSome];
-      const F y = apply_forward<M, F, W, F>(S::load(x), word, values, job.range, sums);
+      F y = apply_forward<M, F, W, F>(S::load(x), word, values, job.range, sums);
+      if constexpr (M::kScaled) y = S::load(S::store(y)) * values[kPrepared - 1];
       if constexpr (M::kWord == Word::state) {
         const Place p = place(position);
         Bits::keep(job, p.offset, p.exists, word);

@@ -18,9 +18,9 @@
   X(dsq, DSQ<false>)     \
   X(dsq_alpha, DSQ<true>)
 
-#define FASTQ_DAMPENING(X)            \
-  X(dampening, Dampening<true>)       \
-  X(dampening_loss, Dampening<false>)
+#define FASTQ_DAMPENING(X)          \
+  X(dampening, Dampening<false>)    \
+  X(dampening_gradient, Dampening<true>)
 
 #define FASTQ_EWGS(X) X(ewgs, EWGS)
 

@@ -44,7 +44,8 @@ struct Quantizer {
   static constexpr bool kMany = false;      // has GPU kernels that take many calls in one launch
   static constexpr bool kOwnTerms = false;  // backward: terms that are not zero where the gradient is
   static constexpr bool kBackward = true;
-  static constexpr bool kOutput = true;  // false: the forward pass is made for its sums, and y is not written
+  static constexpr bool kOutput = true;   // false: the forward pass is made for its sums, and y is not written
+  static constexpr bool kScaled = false;  // y is rounded as it is stored, then multiplied by the last prepared value
 };
 
 // A select, never a product with the mask: inf * 0 is NaN. For vectors the mask is one of integers, lane by lane.

@@ -60,18 +60,34 @@ std::vector<Tensor> foreach_lsq_backward(std::vector<Tensor> grad, std::vector<T
   return result;
 }
 
-// Every residual, then every total.
+// Every total.
 template <const Runner& runner>
-std::vector<Tensor> foreach_dampening(std::vector<Tensor> w, std::vector<Tensor> step, Integers64 qmin, Integers64 qmax,
-                                      Integers64 axis, Integers64 group_size, double eps, bool gradient) {
-  const Each each("foreach_dampening", w, step, qmin, qmax, axis, group_size, [&](size_t i) {
-    return dampening_arguments("foreach_dampening", qmin[i], qmax[i], axis[i], group_size[i], eps, gradient);
-  });
-  const auto of_each = run_forward_sums_many(runner, each.arguments, w, each.parameters);
+std::vector<Tensor> foreach_dampening_forward(std::vector<Tensor> w, std::vector<Tensor> step, Integers64 qmin,
+                                              Integers64 qmax, Integers64 axis, Integers64 group_size, double eps) {
+  const char* op = "foreach_dampening_forward";
+  const Each each(op, w, step, qmin, qmax, axis, group_size,
+                  [&](size_t i) { return dampening_arguments(op, qmin[i], qmax[i], axis[i], group_size[i], eps); });
   std::vector<Tensor> result;
-  for (int k = 0; k < 2; ++k)
-    for (const auto& of_one : of_each) result.push_back(of_one[k]);
+  for (const auto& of_one : run_forward_sums_many(runner, each.arguments, w, each.parameters))
+    result.push_back(of_one[1]);
   return result;
+}
+
+// Every dw.
+template <const Runner& runner>
+std::vector<Tensor> foreach_dampening_backward(std::vector<Tensor> grad, std::vector<Tensor> w,
+                                               std::vector<Tensor> step, Integers64 qmin, Integers64 qmax,
+                                               Integers64 axis, Integers64 group_size, double eps,
+                                               std::vector<double> factor) {
+  const char* op = "foreach_dampening_backward";
+  STD_TORCH_CHECK(grad.size() == w.size() && factor.size() == w.size(), "fastq::", op,
+                  ": grad and factor must have as many entries as w, ", w.size(), ", got ", grad.size(), " and ",
+                  factor.size());
+  Each each(op, w, step, qmin, qmax, axis, group_size, [&](size_t i) {
+    return dampening_gradient_arguments(op, qmin[i], qmax[i], axis[i], group_size[i], eps, factor[i]);
+  });
+  for (size_t i = 0; i < w.size(); ++i) each.parameters[i].push_back(grad[i]);
+  return run_forward_many(runner, each.arguments, w, each.parameters);
 }
 
 template <const Runner& runner>

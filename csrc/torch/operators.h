@@ -26,11 +26,13 @@ void implement_operators(Library& m) {
   m.impl("channel_error_backward", TORCH_BOX(&channel_error_backward<runner>));
   m.impl("ewgs_forward", TORCH_BOX(&ewgs_forward<runner>));
   m.impl("ewgs_backward", TORCH_BOX(&ewgs_backward<runner>));
-  m.impl("foreach_dampening", TORCH_BOX(&foreach_dampening<runner>));
+  m.impl("foreach_dampening_forward", TORCH_BOX(&foreach_dampening_forward<runner>));
+  m.impl("foreach_dampening_backward", TORCH_BOX(&foreach_dampening_backward<runner>));
   m.impl("foreach_oscillation_step", TORCH_BOX(&foreach_oscillation_step<runner>));
   m.impl("foreach_lsq_forward", TORCH_BOX(&foreach_lsq_forward<runner>));
   m.impl("foreach_lsq_backward", TORCH_BOX(&foreach_lsq_backward<runner>));
-  m.impl("dampening", TORCH_BOX(&dampening<runner>));
+  m.impl("dampening_forward", TORCH_BOX(&dampening_forward<runner>));
+  m.impl("dampening_backward", TORCH_BOX(&dampening_backward<runner>));
   m.impl("frozen_lsq_forward", TORCH_BOX(&frozen_lsq_forward<runner>));
   m.impl("frozen_lsq_backward", TORCH_BOX(&frozen_lsq_backward<runner>));
   m.impl("lsq_forward", TORCH_BOX(&lsq_forward<runner>));

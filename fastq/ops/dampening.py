@@ -1,4 +1,4 @@
-"""The dampening loss: the public function, its ``torch.autograd.Function`` and the operator's schema."""
+"""The dampening loss: the public function, its ``torch.autograd.Function`` and the operators' schemas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, compute_dtype, normalize_axis
 from ..ranges import integer_range
-from ..reference.dampening import REDUCTIONS, dampening_residual, loss_factor, scaled
+from ..reference.dampening import REDUCTIONS, loss_factor
+from ..reference.dampening import dampening_backward as reference_backward
+from ..reference.dampening import dampening_forward as reference_forward
 from . import _library
 
 __all__ = ["Dampening", "dampening"]
@@ -21,43 +23,42 @@ def check(w: torch.Tensor, step: torch.Tensor, axis: int, group_size: int) -> No
     check_parameter("dampening", "step", step, w, axis, group_size, "w")
 
 
-def _fake(w: Any, step: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, gradient: bool) -> Any:
+def _fake_forward(w: Any, step: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float) -> Any:
     check(w, step, axis, group_size)
-    return (torch.empty_like(w) if gradient else w.new_empty(0)), step.new_empty((1, 1), dtype=torch.float64)
+    return step.new_empty((1, 1), dtype=torch.float64)
 
 
-_library.define(
-    "dampening",
-    "(Tensor w, Tensor step, int qmin, int qmax, int axis, int group_size, float eps, bool gradient) -> (Tensor, Tensor)",
-    _fake,
-)
+def _fake_backward(
+    grad: Any, w: Any, step: Any, qmin: int, qmax: int, axis: int, group_size: int, eps: float, factor: float
+) -> Any:
+    check(w, step, axis, group_size)
+    return torch.empty_like(w)
 
 
-def _reference(
-    w: torch.Tensor, step: torch.Tensor, qmin: int, qmax: int, axis: int, group_size: int, eps: float, gradient: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return dampening_residual(w, step, qmin, qmax, axis, group_size, eps)
+_PLACE = "Tensor w, Tensor step, int qmin, int qmax, int axis, int group_size, float eps"
+_library.define("dampening_forward", f"({_PLACE}) -> Tensor", _fake_forward)
+_library.define("dampening_backward", f"(Tensor grad, {_PLACE}, float factor) -> Tensor", _fake_backward)
 
-
-_operators: dict[str, Any] = {
-    "reference": _reference,
-    "cpu": torch.ops.fastq.dampening.default,
-    "cuda": torch.ops.fastq.dampening.default,  # one operator; the dispatcher knows the device
-    "triton": torch.ops.fastq_triton.dampening.default,
+_forward: dict[str, Any] = {
+    "reference": reference_forward,
+    "cpu": torch.ops.fastq.dampening_forward.default,
+    "cuda": torch.ops.fastq.dampening_forward.default,  # one operator; the dispatcher knows the device
+    "triton": torch.ops.fastq_triton.dampening_forward.default,
 }
-
-
-def _scaled(w: torch.Tensor, r: torch.Tensor, g: torch.Tensor, factor: float) -> torch.Tensor:
-    return scaled(r, g, factor)
+_backward: dict[str, Any] = {
+    "reference": reference_backward,
+    "cpu": torch.ops.fastq.dampening_backward.default,
+    "cuda": torch.ops.fastq.dampening_backward.default,
+    "triton": torch.ops.fastq_triton.dampening_backward.default,
+}
 
 
 class Dampening(torch.autograd.Function):
     """``Dampening.apply(w, step, qmin, qmax, axis, group_size, factor, eps)``.
 
     The node under :func:`fastq.dampening`, which documents the formula. Here every argument is given, already resolved:
-    ``axis`` -1 and ``group_size`` 0 where absent, ``factor`` the c of the formula. The forward pass makes the gradient too, where
-    ``w`` requires one, and keeps it (of the size of ``w``) up to the factor that multiplies it. Another backward pass of that
-    raises ``RuntimeError``.
+    ``axis`` -1 and ``group_size`` 0 where absent, ``factor`` the c of the formula. Saves ``w`` and ``step``. The backward pass
+    returns a gradient for ``w``; a second one raises ``RuntimeError``.
     """
 
     @staticmethod
@@ -67,21 +68,21 @@ class Dampening(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         check(w, step, axis, group_size)
         checks.check_values("dampening", w, step, None, of="w")
-        backend = dispatch.select(w)
+        ctx.backend = backend = dispatch.select(w)
         if backend == "triton":
             from .. import triton_kernels  # noqa: F401  registers the kernels
-        r, total = _operators[backend](w, step, qmin, qmax, axis, group_size, eps, ctx.needs_input_grad[0])
-        ctx.save_for_backward(r, w)  # w for a second backward pass alone, which it makes one, to be refused
-        ctx.factor = factor
+        ctx.save_for_backward(w, step)
+        ctx.arguments = (qmin, qmax, axis, group_size, eps, factor)
+        total = _forward[backend](w, step, qmin, qmax, axis, group_size, eps)
         return (total * factor).to(compute_dtype(w)).reshape(())
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        r, w = ctx.saved_tensors
+        run, arguments = _backward[ctx.backend], (g, *ctx.saved_tensors, *ctx.arguments)
         if torch.is_grad_enabled():  # under create_graph=True: computed, and not to be differentiated again
-            dw = _library.BackwardOnce.apply("dampening", _scaled, w, r, g, ctx.factor)
+            dw = _library.BackwardOnce.apply("dampening", run, *arguments)
         else:
-            dw = scaled(r, g, ctx.factor)
+            dw = run(*arguments)
         return dw, None, None, None, None, None, None, None
 
 
@@ -120,8 +121,9 @@ def dampening(
         dw   = g * 2 * c * (w - w^) inside the clip range, 0 outside
 
     ``w^`` and ``s`` count as constants: ``step`` gets no gradient. The weight of the loss (the paper's lambda) is yours to
-    multiply by; :func:`fastq.schedules.dampening_weight` gives the paper's schedule. One pass makes the loss and, where ``w``
-    requires one, the gradient up to ``g``, which the backward pass multiplies in.
+    multiply by; :func:`fastq.schedules.dampening_weight` gives the paper's schedule. The forward pass reads ``w`` once; the
+    backward pass reads it again and writes ``dw``. Nothing of its size is kept or made beside it: one pass for both would write
+    ``dw`` up to ``g``, then read and write it again to multiply ``g`` in.
 
     Args:
         w: the weight: float32, bfloat16, float16 or float64, any shape and strides. Arithmetic is fp32 (fp64 for float64).

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 
@@ -12,7 +12,7 @@ from .. import checks, dispatch
 from ..granularity import check_input, compute_dtype, normalize_axis
 from ..oscillation import OscillationState, check_range, check_state, frequency_limit, momentum_in_fp32
 from ..ranges import BOUNDARIES, integer_range
-from ..reference.dampening import REDUCTIONS, dampening_residual, loss_factor, scaled
+from ..reference.dampening import REDUCTIONS, dampening_backward, dampening_forward, loss_factor
 from ..reference.lsq import lsq_backward as reference_backward
 from ..reference.lsq import lsq_forward as reference_forward
 from ..reference.oscillation import first_codes, step_in_place
@@ -35,6 +35,11 @@ class Places:
     def of(self, i: int) -> tuple[int, int, int, int]:
         return self.qmin[i], self.qmax[i], self.axis[i], self.group_size[i]
 
+    def some(self, chosen: list[int]) -> Self:
+        """Of these tensors alone."""
+        lists = ("qmin", "qmax", "axis", "group_size")
+        return replace(self, **{name: [getattr(self, name)[i] for i in chosen] for name in lists})
+
 
 @dataclass(frozen=True)
 class Arguments(Places):
@@ -43,11 +48,6 @@ class Arguments(Places):
     boundary: int
     grad_scale: float | str
     eps: float
-
-    def some(self, chosen: list[int]) -> Arguments:
-        """Of these tensors alone."""
-        low, high, axis, group = ([values[i] for i in chosen] for values in (self.qmin, self.qmax, self.axis, self.group_size))
-        return Arguments(low, high, axis, group, self.boundary, self.grad_scale, self.eps)
 
 
 def _check_all(
@@ -254,55 +254,65 @@ def foreach_lsq(
 
 
 def _fake_dampening(
-    w: list[Any],
-    step: list[Any],
-    qmin: list[int],
-    qmax: list[int],
-    axis: list[int],
-    group_size: list[int],
-    eps: float,
-    gradient: bool,
+    w: list[Any], step: list[Any], qmin: list[int], qmax: list[int], axis: list[int], group_size: list[int], eps: float
 ) -> list[Any]:
     _check_all(w, step, axis, group_size, "foreach_dampening")
-    residuals = [torch.empty_like(one) if gradient else one.new_empty(0) for one in w]
-    return residuals + [one.new_empty((1, 1), dtype=torch.float64) for one in w]
+    return [one.new_empty((1, 1), dtype=torch.float64) for one in w]
 
 
-_library.define("foreach_dampening", f"(Tensor[] w, Tensor[] step, {_EACH}, bool gradient) -> Tensor[]", _fake_dampening)
+def _fake_dampening_backward(
+    grad: list[Any], w: list[Any], step: list[Any], qmin: list[int], qmax: list[int], axis: list[int], group_size: list[int],
+    eps: float, factor: list[float],
+) -> list[Any]:  # fmt: skip
+    _check_all(w, step, axis, group_size, "foreach_dampening")
+    return [torch.empty_like(one) for one in w]
 
 
-def _reference_dampening(
-    w: list[Any],
-    step: list[Any],
-    qmin: list[int],
-    qmax: list[int],
-    axis: list[int],
-    group_size: list[int],
-    eps: float,
-    gradient: bool,
-) -> list[Any]:
-    lists = zip(w, step, qmin, qmax, axis, group_size, strict=True)
-    each = [dampening_residual(one, s, low, high, a, group, eps) for one, s, low, high, a, group in lists]
-    return [r for r, _ in each] + [total for _, total in each]
+_library.define("foreach_dampening_forward", f"(Tensor[] w, Tensor[] step, {_EACH}) -> Tensor[]", _fake_dampening)
+_library.define(
+    "foreach_dampening_backward", f"(Tensor[] grad, Tensor[] w, Tensor[] step, {_EACH}, float[] factor) -> Tensor[]",
+    _fake_dampening_backward,
+)  # fmt: skip
+
+
+def _reference_dampening(*lists: Any) -> list[Any]:
+    *each, eps = lists
+    return [dampening_forward(*one, eps) for one in zip(*each, strict=True)]
+
+
+def _reference_dampening_backward(*lists: Any) -> list[Any]:
+    *each, eps, factor = lists
+    return [dampening_backward(*one, eps, c) for *one, c in zip(*each, factor, strict=True)]
 
 
 _dampening: dict[str, Any] = {
     "reference": _reference_dampening,
-    "cpu": torch.ops.fastq.foreach_dampening.default,
-    "cuda": torch.ops.fastq.foreach_dampening.default,
-    "triton": torch.ops.fastq_triton.foreach_dampening.default,
+    "cpu": torch.ops.fastq.foreach_dampening_forward.default,
+    "cuda": torch.ops.fastq.foreach_dampening_forward.default,
+    "triton": torch.ops.fastq_triton.foreach_dampening_forward.default,
+}
+_dampening_backward: dict[str, Any] = {
+    "reference": _reference_dampening_backward,
+    "cpu": torch.ops.fastq.foreach_dampening_backward.default,
+    "cuda": torch.ops.fastq.foreach_dampening_backward.default,
+    "triton": torch.ops.fastq_triton.foreach_dampening_backward.default,
 }
 
 
-def _scale_all(factors: tuple[float, ...], g: torch.Tensor, *residuals: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return tuple(scaled(r, g.to(compute_dtype(r)), factor) for r, factor in zip(residuals, factors, strict=True))
+def _run_dampening_backward(
+    backend: str, where: Places, factors: tuple[float, ...], eps: float, g: torch.Tensor, *tensors: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    w, step = list(tensors[: len(tensors) // 2]), list(tensors[len(tensors) // 2 :])
+    grad = [g.to(compute_dtype(one)) for one in w]
+    lists = (grad, w, step, where.qmin, where.qmax, where.axis, where.group_size)
+    return tuple(_dampening_backward[backend](*lists, eps, list(factors)))
 
 
 class ForeachDampening(torch.autograd.Function):
     """``ForeachDampening.apply(places, factors, eps, *weights, *steps)``: the sum of the losses, 0-d.
 
-    The node under :func:`fastq.foreach_dampening`, which documents the formula; ``factors`` has the c of each weight. Keeps the
-    residuals, of the weights' size, where one of them requires a gradient. A second backward pass raises ``RuntimeError``.
+    The node under :func:`fastq.foreach_dampening`, which documents the formula; ``factors`` has the c of each weight. Saves the
+    weights and steps. A second backward pass raises ``RuntimeError``.
     """
 
     @staticmethod
@@ -312,33 +322,31 @@ class ForeachDampening(torch.autograd.Function):
         _check_all(w, step, where.axis, where.group_size, op)
         for one, s in zip(w, step, strict=True):
             checks.check_values(op, one, s, None)
-        backend = dispatch.select(w[0])
+        ctx.backend = backend = dispatch.select(w[0])
         if backend == "triton":
             from .. import triton_kernels  # noqa: F401  registers the kernels
-        needed = any(ctx.needs_input_grad[3 : 3 + n])
-        found = _dampening[backend](w, step, where.qmin, where.qmax, where.axis, where.group_size, eps, needed)
-        ctx.save_for_backward(*found[:n], *w)  # the weights for a second backward pass alone, which they make one, to be refused
-        ctx.factors = factors
-        totals = [total.reshape(()) * factor for total, factor in zip(found[n:], factors, strict=True)]
+        ctx.save_for_backward(*tensors)
+        ctx.arguments = (where, factors, eps)
+        found = _dampening[backend](w, step, where.qmin, where.qmax, where.axis, where.group_size, eps)
+        totals = [total.reshape(()) * factor for total, factor in zip(found, factors, strict=True)]
         return torch.stack(totals).sum().to(compute_dtype(w[0]))
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        n = len(ctx.factors)
-        residuals, weights = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        where, factors, eps = ctx.arguments
+        n, saved = len(factors), ctx.saved_tensors
+        wanted = [i for i in range(n) if ctx.needs_input_grad[3 + i]]
+        factors = tuple(factors[i] for i in wanted)
+        tensors = [saved[i] for i in wanted] + [saved[n + i] for i in wanted]
+        arguments = (ctx.backend, where.some(wanted), factors, eps, g, *tensors)
         if torch.is_grad_enabled():
-            found = _library.BackwardOnce.apply(
-                "foreach_dampening",
-                lambda factors, g, *both: _scale_all(factors, g, *both[:n]),
-                ctx.factors,
-                g,
-                *residuals,
-                *weights,
-            )
+            found = _library.BackwardOnce.apply("foreach_dampening", _run_dampening_backward, *arguments)
         else:
-            found = _scale_all(ctx.factors, g, *residuals)
-        wanted = ctx.needs_input_grad[3 : 3 + n]
-        return None, None, None, *(dw if want else None for dw, want in zip(found, wanted, strict=True)), *(None,) * n
+            found = _run_dampening_backward(*arguments)
+        result: list[Any] = [None] * (2 * n)
+        for i, dw in zip(wanted, found, strict=True):
+            result[i] = dw
+        return None, None, None, *result
 
 
 def foreach_dampening(
@@ -356,7 +364,7 @@ def foreach_dampening(
     """The dampening loss of many weights in one pass: ``sum(dampening(w, s, ...) for w, s in zip(weights, steps))``.
 
     Formula and gradients are those of :func:`fastq.dampening`, tensor by tensor. On CUDA up to 96 tensors of one dtype take two
-    launches (the second finishes the sums); the Triton backend launches its kernels tensor by tensor.
+    launches (the second finishes the sums) and one backward; the Triton backend launches its kernels tensor by tensor.
 
     Args:
         weights: list or tuple of tensors on one device; any mix of dtypes (float32, bfloat16, float16, float64), shapes, strides.

@@ -6,7 +6,7 @@ weight to the middle of its bin, in LSQ's ``s``, ``qmin``, ``qmax`` and rounding
     w^   = s * (round(clip(w / s, qmin, qmax)) + 0.0)            a constant, like s
     r    = clip(w, s * qmin, s * qmax) - w^
     loss = c * sum r^2            c: "sum" 1; "mean" 1 / N; "kernel" O / N, the mean of each kernel, O = w.shape[0]
-    dw   = 2 * c * r
+    dw   = r * (g * (2 * c))                                     r in the dtype of w, the product in fp32 (fp64)
 
 Outside the clip range ``r`` is 0, and so ``dw`` is: the mask needs no other formula. NaN gives NaN.
 """
@@ -21,7 +21,7 @@ from .. import checks
 from ..granularity import compute_dtype, expand, in_layout_of, normalize_axis
 from .lsq import _quantize, effective_step
 
-__all__ = ["REDUCTIONS", "dampening", "dampening_by_hand", "dampening_residual", "loss_factor"]
+__all__ = ["REDUCTIONS", "dampening", "dampening_backward", "dampening_by_hand", "dampening_forward", "loss_factor"]
 
 REDUCTIONS = ("sum", "mean", "kernel")
 
@@ -34,37 +34,51 @@ def loss_factor(w: torch.Tensor, reduction: str) -> float:
     return kernels / max(w.numel(), 1)
 
 
-def dampening_residual(
-    w: torch.Tensor, step: torch.Tensor, qmin: int, qmax: int, axis: int, group_size: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``r``, of the dtype and layout of ``w``; and ``sum r^2``, of terms in the arithmetic dtype, in fp64."""
+def _residual(w: torch.Tensor, step: torch.Tensor, qmin: int, qmax: int, axis: int, group_size: int, eps: float) -> torch.Tensor:
+    """``r`` in the arithmetic dtype."""
     _, q, s, _ = _quantize(w, step, None, qmin, qmax, axis, group_size, eps)
     low, high = s * qmin, s * qmax
     clipped = w.to(s.dtype)
     clipped = torch.where(clipped < low, low, clipped)  # selects keep the sign of a zero, which clamp does not
-    r = torch.where(clipped > high, high, clipped) - s * q
-    return in_layout_of(w, r), (r * r).to(torch.float64).sum()
+    return torch.where(clipped > high, high, clipped) - s * q
+
+
+def dampening_forward(
+    w: torch.Tensor, step: torch.Tensor, qmin: int, qmax: int, axis: int, group_size: int, eps: float
+) -> torch.Tensor:
+    """``sum r^2``, of terms in the arithmetic dtype, in fp64; of shape (1, 1)."""
+    r = _residual(w, step, qmin, qmax, axis, group_size, eps)
+    return (r * r).to(torch.float64).sum().reshape(1, 1)
+
+
+def dampening_backward(
+    g: torch.Tensor,
+    w: torch.Tensor,
+    step: torch.Tensor,
+    qmin: int,
+    qmax: int,
+    axis: int,
+    group_size: int,
+    eps: float,
+    factor: float,
+) -> torch.Tensor:
+    """``dw``, of the dtype and layout of ``w``, for the gradient ``g`` of the loss, which is in the arithmetic dtype."""
+    r = in_layout_of(w, _residual(w, step, qmin, qmax, axis, group_size, eps))
+    return (r.to(g.dtype) * (g * (2 * factor))).to(w.dtype)
 
 
 class DampeningReference(torch.autograd.Function):
-    """The loss and its gradient as one autograd node, which keeps ``r``."""
+    """The two functions above as one autograd node."""
 
     @staticmethod
     def forward(ctx: Any, w: Any, step: Any, qmin: int, qmax: int, axis: int, group_size: int, factor: float, eps: float) -> Any:
-        r, total = dampening_residual(w, step, qmin, qmax, axis, group_size, eps)
-        ctx.save_for_backward(r)
-        ctx.factor = factor
-        return (total * factor).to(compute_dtype(w))
+        ctx.save_for_backward(w, step)
+        ctx.arguments = (qmin, qmax, axis, group_size, eps, factor)
+        return (dampening_forward(w, step, qmin, qmax, axis, group_size, eps) * factor).to(compute_dtype(w)).reshape(())
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        (r,) = ctx.saved_tensors
-        return scaled(r, g, ctx.factor), *(None,) * 7
-
-
-def scaled(r: torch.Tensor, g: torch.Tensor, factor: float) -> torch.Tensor:
-    """``dw = r * (2 * c * g)``, the product of the scalars first, in the dtype of ``g``; rounded once to that of ``w``."""
-    return (r.to(g.dtype) * (g * (2 * factor))).to(r.dtype)
+        return dampening_backward(g, *ctx.saved_tensors, *ctx.arguments), *(None,) * 7
 
 
 def dampening(

@@ -214,10 +214,12 @@ def test_many_tensors_have_the_bits_of_the_cpu(emulated: Any) -> None:
     ):
         assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
 
-    for gradient in (True, False):
-        ours = emulated.foreach_dampening(x, step, *each, gradient)
-        theirs = torch.ops.fastq.foreach_dampening(x, step, *each, gradient)
-        assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
+    ours, theirs = (space.foreach_dampening_forward(x, step, *each) for space in (emulated, torch.ops.fastq))
+    assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
+    scalars = [torch.tensor(0.3 + i, dtype=s.dtype) for i, s in enumerate(step)]
+    factors = [1 / (i + 1) for i in range(len(x))]
+    ours, theirs = (space.foreach_dampening_backward(scalars, x, step, *each, factors) for space in (emulated, torch.ops.fastq))
+    assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
     moving = [[t.clone() for t in x] for _ in range(2)]
     planes = [[[torch.zeros_like(t, dtype=torch.int32) for t in x] for _ in range(2)] for _ in range(2)]
     for operators, w, (freeze, track) in zip((emulated, torch.ops.fastq), moving, planes, strict=True):
@@ -279,9 +281,11 @@ def test_oscillations_have_the_bits_of_the_cpu(emulated: Any, name: str, dtype: 
         assert same_bits(emulated.frozen_lsq_forward(*frozen), torch.ops.fastq.frozen_lsq_forward(*frozen))
         ours, theirs = (space.frozen_lsq_backward(g, *frozen, 0, 0.25, 1) for space in (emulated, torch.ops.fastq))
         assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
-        for gradient in (True, False):
-            ours, theirs = (space.dampening(x, step, *where, gradient) for space in (emulated, torch.ops.fastq))
-            assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
+        ours, theirs = (space.dampening_forward(x, step, *where) for space in (emulated, torch.ops.fastq))
+        assert same_bits(ours, theirs)
+        scalar = torch.tensor(0.7, dtype=step.dtype)
+        ours, theirs = (space.dampening_backward(scalar, x, step, *where, 0.3) for space in (emulated, torch.ops.fastq))
+        assert same_bits(ours, theirs)
         x[..., -1] = float("nan")
         for rates in ((0.25, 0.25, 2**22, False), (0.0009765625, 0.0, 2**24, True), (0.3, 0.3, 0, True)):
             results = []

@@ -276,8 +276,12 @@ def test_the_other_operators_keep_to_their_schemas() -> None:
     w, s = [t.detach() for t in weights], [t.detach() for t in steps]
     each = (a.qmin, a.qmax, a.axis, a.group_size, a.eps)
     utilities = ("test_schema", "test_faketensor")
-    for gradient in (True, False):
-        torch.library.opcheck(torch.ops.fastq.foreach_dampening.default, (w, s, *each, gradient), test_utils=utilities)
+    torch.library.opcheck(torch.ops.fastq.foreach_dampening_forward.default, (w, s, *each), test_utils=utilities)
+    g = [torch.tensor(0.5, dtype=t.dtype) for t in s]
+    backward = torch.ops.fastq.foreach_dampening_backward.default
+    torch.library.opcheck(backward, (g, w, s, *each, [0.25] * len(w)), test_utils=utilities)
+    with pytest.raises(RuntimeError, match="grad and factor must have as many entries as w, 4, got 3 and 4"):
+        backward(g[:3], w, s, *each, [0.25] * 4)
     planes = [[torch.zeros_like(t, dtype=torch.int32) for t in w] for _ in range(2)]
     stepped = torch.ops.fastq.foreach_oscillation_step.default
     torch.library.opcheck(stepped, (w, s, *planes, *each, 0.125, 0.0, 2**24, False), test_utils=utilities)
