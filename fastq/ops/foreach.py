@@ -277,12 +277,12 @@ _library.define(
 
 def _reference_dampening(*lists: Any) -> list[Any]:
     *each, eps = lists
-    return [dampening_forward(*one, eps) for one in zip(*each, strict=True)]
+    return [dampening_forward(*(*one, eps)) for one in zip(*each, strict=True)]
 
 
 def _reference_dampening_backward(*lists: Any) -> list[Any]:
     *each, eps, factor = lists
-    return [dampening_backward(*one, eps, c) for *one, c in zip(*each, factor, strict=True)]
+    return [dampening_backward(*(*one, eps, c)) for *one, c in zip(*each, factor, strict=True)]
 
 
 _dampening: dict[str, Any] = {
