@@ -57,7 +57,7 @@ def block(result: dict[str, Any], image: str = "") -> str:
     )
     rows = ["| claim | should be lower | arms | first | second | difference | seeds | |", "|---|---|---|---:|---:|---:|---:|---|"]
     for claim in found["claims"]:
-        name = claim["name"] + (" (a reconstruction)" if claim["reconstruction"] else "")
+        name = claim["name"] + (f" ({claim['reconstruction']})" if claim["reconstruction"] else "")
         for i, c in enumerate(claim["contrasts"]):
             pair = f"{c['arm']} / {c['other']}" if c["arm"] != c["other"] else c["arm"]
             spread = "" if c["spread"] is None else f" ± {number(c['spread'])}"
@@ -69,6 +69,8 @@ def block(result: dict[str, Any], image: str = "") -> str:
             rows.append("| " + " | ".join(cells) + " |")
     recipes = ["| all recipes once at W2A2 | training loss | test loss | accuracy |", "|---|---:|---:|---:|"]
     for name, m in found["recipes"].items():
+        mark = found["reconstructions"].get(name)
+        name = f"{name} ({mark})" if mark else name
         recipes.append(f"| {name} | {number(m['training loss'])} | {number(m['test loss'])} | {m['accuracy']:.1%} |")
     plot = [f"![compare]({image})"] if image else []
     return "\n\n".join([head, "\n".join(rows), "\n".join(recipes), *plot])

@@ -120,7 +120,7 @@ _CONTRAST: dict[str, tuple[type, ...]] = {
     "lower": (int,), "verdict": _TEXT, "difference": _SPEED, "spread": _SPEED,
 }  # fmt: skip
 _CLAIM: dict[str, tuple[type, ...]] = {
-    "name": _TEXT, "statement": _TEXT, "paper": _TEXT, "network": _TEXT, "reconstruction": _FLAG, "arms": (dict,),
+    "name": _TEXT, "statement": _TEXT, "paper": _TEXT, "network": _TEXT, "reconstruction": _TEXT, "arms": (dict,),
     "contrasts": (list,),
 }  # fmt: skip
 VERDICTS = ("shows", "does not show", "does not show, the opposite does", "not claimed")
@@ -131,7 +131,7 @@ def _comparison(result: dict[str, Any]) -> None:
     found = result["comparison"]
     _fields("comparison", found, {
         "schema": (int,), "quick": _FLAG, "seeds": (int,), "steps": (int,), "pretraining": (int,), "cpu seconds": _NUMBER,
-        "claims": (list,), "recipes": (dict,), "identities": (list,),
+        "claims": (list,), "recipes": (dict,), "reconstructions": (dict,), "identities": (list,),
     })  # fmt: skip
     for i, claim in enumerate(found["claims"]):
         _fields(f"claims[{i}]", claim, _CLAIM)

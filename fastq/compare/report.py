@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from .claims import CLAIMS, EVERY_RECIPE, Contrast
+from .claims import CLAIMS, EVERY_RECIPE, RECONSTRUCTED, Contrast
 from .identities import Identity
 from .units import Budget
 
@@ -64,6 +64,7 @@ def summary(results: list[dict[str, Any]], budget: Budget, checked: list[Identit
         "cpu seconds": round(sum(r["seconds"] for r in results), 1),
         "claims": claims,
         "recipes": {r["arm"]: r["metrics"] for r in results if r["claim"] == EVERY_RECIPE.name},
+        "reconstructions": RECONSTRUCTED,
         "identities": [
             {"name": i.name, "error": i.error if math.isfinite(i.error) else None, "tolerance": i.tolerance, "holds": i.holds}
             for i in [*checked, *(_repeated(a, b) for a, b in again)]
@@ -83,8 +84,14 @@ def mean(values: list[float | None]) -> float | None:
 
 
 def title(claim: dict[str, Any]) -> str:
-    """The name of a claim, and whether its equations are a reconstruction."""
-    return f"{claim['name']} (a reconstruction)" if claim["reconstruction"] else str(claim["name"])
+    """The name of a claim, and what of its method is a reconstruction."""
+    return f"{claim['name']} ({claim['reconstruction']})" if claim["reconstruction"] else str(claim["name"])
+
+
+def recipe_title(result: dict[str, Any], name: str) -> str:
+    """The same of a recipe."""
+    mark = result["reconstructions"].get(name)
+    return f"{name} ({mark})" if mark else name
 
 
 def rows(claim: dict[str, Any], seeds: int) -> list[tuple[str, ...]]:
@@ -120,7 +127,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
     for column in ("recipe", "training loss", "test loss", "accuracy"):
         recipes.add_column(column, justify="left" if column == "recipe" else "right")
     for name, m in result["recipes"].items():
-        recipes.add_row(name, number(m["training loss"]), number(m["test loss"]), f"{m['accuracy']:.1%}")
+        recipes.add_row(recipe_title(result, name), number(m["training loss"]), number(m["test loss"]), f"{m['accuracy']:.1%}")
     checked = Table(title="Identities")
     for column in ("identity", "error", "tolerance", ""):
         checked.add_column(column, justify="right" if column in ("error", "tolerance") else "left")
@@ -172,13 +179,15 @@ def picture(result: dict[str, Any], path: Path) -> None:
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.set_xlim(-1.08 * reach, 1.08 * reach)
-        ticks = [t for t in range(-EDGE, EDGE + 1) if abs(t) <= reach] if reach >= 1 else [-0.5, -0.25, 0, 0.25, 0.5]
+        whole = range(-EDGE, EDGE + 1, 2 if reach > 3 else 1)
+        ticks = [t for t in whole if abs(t) <= reach] if reach >= 1 else [-0.5, -0.25, 0, 0.25, 0.5]
         axis.set_xticks(ticks, [_ratio(t) for t in ticks])
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(f"{title(claim)}, {claim['network']} network", fontsize=11)
         axis.set_xlabel("ratio of the arms, one dot a seed")
     axis = axes.flat[len(result["claims"])]
-    names, losses = list(result["recipes"]), [m["test loss"] for m in result["recipes"].values()]
+    names = [recipe_title(result, name).replace(" (", "\n(") for name in result["recipes"]]
+    losses = [m["test loss"] for m in result["recipes"].values()]
     drawn = axis.barh(names, [loss or 0.0 for loss in losses], color="tab:blue")
     axis.bar_label(drawn, [f" {m['accuracy']:.1%}" for m in result["recipes"].values()])
     axis.invert_yaxis()

@@ -19,14 +19,15 @@ def sample(**more: Any) -> dict[str, Any]:
     }  # fmt: skip
     price = {**contrast, "text": "price", "verdict": "not claimed", "lower": 0, "values": [None, 1.0], "spread": None}
     claim = {
-        "name": "noise", "statement": "less is lost", "paper": "", "network": "residual", "reconstruction": True,
+        "name": "noise", "statement": "less is lost", "paper": "", "network": "residual", "reconstruction": "a reconstruction",
         "arms": {"a": [], "b": []}, "contrasts": [contrast, {**contrast, "text": "other", "verdict": "does not show"}, price],
     }  # fmt: skip
     recipe = {"training loss": 0.1, "test loss": 0.2, "accuracy": 0.5}
     identity = {"name": "one is one", "error": 0.0, "tolerance": 0.0, "holds": True}
     return {
         "schema": 1, "quick": False, "seeds": 2, "steps": 3, "pretraining": 4, "cpu seconds": 5.0, "claims": [claim],
-        "recipes": {"lsq": recipe}, "identities": [identity, {**identity, "holds": False, "error": None}], **more,
+        "recipes": {"lsq": recipe}, "reconstructions": {"lsq": "half of it"},
+        "identities": [identity, {**identity, "holds": False, "error": None}], **more,
     }  # fmt: skip
 
 
@@ -70,5 +71,5 @@ def test_the_block_says_what_shows_and_what_does_not(tmp_path: Path) -> None:
     assert "|  | other | a / b | 1.5 | 3 | -1.5 ± 0.5 | 2/2 | does not show |" in text
     assert "|  | price | a / b | not finite | 3 | -1.5 | 0/2 | not claimed |" in text
     assert "1 of 2 comparisons show" in text and "Identities that hold: 1 of 2" in text
-    assert "| lsq | 0.1 | 0.2 | 50.0% |" in text and "a CPU; torch 2.13.0; commit 0123456789ab" in text
+    assert "| lsq (half of it) | 0.1 | 0.2 | 50.0% |" in text and "a CPU; torch 2.13.0; commit 0123456789ab" in text
     assert readme.readme(text, tmp_path) == text

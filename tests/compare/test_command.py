@@ -61,7 +61,7 @@ def test_a_quick_run_gives_table_picture_and_numbers(runs):
             assert c["lower"] == sum(a < b for a, b in zip(c["values"], c["other values"], strict=True))
             assert c["text"] in done.stdout and c["verdict"].split(",")[0] in done.stdout
     assert "does not show" in done.stdout  # ten steps cannot show it all
-    assert done.stdout.count("(a reconstruction)") == 3
+    assert done.stdout.count("a reconstruction)") == 4 + 4  # claims and recipes
     assert len(result["recipes"]) == 11 and all(0 <= m["accuracy"] <= 1 for m in result["recipes"].values())
 
 

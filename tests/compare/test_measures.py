@@ -99,4 +99,5 @@ def test_arms_of_a_claim_have_one_budget_and_every_name_is_known():
         assert claim.network in NETWORKS
         assert {name for c in claim.contrasts for name in (c.arm, c.other)} == set(claim.arms)
     marked = {name for name, claim in claims.CLAIMS.items() if claim.reconstruction}
-    assert marked == {"channel error", "noise tempering", "direct"}  # [R] in METHODS
+    assert marked == {"QIL", "channel error", "noise tempering", "direct"}  # [R] in METHODS
+    assert set(claims.RECONSTRUCTED) == {"qil", "direct", "noise_tempering", "dsq"}
