@@ -51,19 +51,19 @@ def pact_gradient() -> Identity:
 
 
 def oscillation_frequency(steps: int = 4000) -> Identity:
-    """One weight, pulled by ``Q(w) - w*`` with w* a fraction d of a step from a grid point, reverses 2d times per step.
+    """Weights, each pulled by ``Q(w) - w*`` with w* a fraction d of a step from a grid point, reverse 2d times per step.
 
     The tracked average has a memory of 1 / momentum steps, so that it wanders by about its square root.
     """
-    worst = 0.0
-    for d in (0.1, 0.25, 0.4):
-        weight, step, target = torch.tensor([0.1]), torch.ones(1), d
-        state, found = None, []
-        for _ in range(steps):
-            weight -= 0.01 * (weight.round() - target)
-            state = oscillation_step_(weight, step, state, bits=4, momentum=0.01, threshold=0.0)
-            found.append(float(state.frequency))
-        worst = max(worst, abs(sum(found[steps // 2 :]) / (steps - steps // 2) - 2 * d))
+    target = torch.tensor([0.1, 0.25, 0.4])
+    weight, step, state = torch.full((3,), 0.1), torch.ones(1), None
+    found = torch.zeros(3)
+    for number in range(steps):
+        weight -= 0.01 * (weight.round() - target)
+        state = oscillation_step_(weight, step, state, bits=4, momentum=0.01, threshold=0.0)
+        if number >= steps // 2:
+            found += state.frequency / (steps - steps // 2)
+    worst = float((found - 2 * target).abs().max())
     return Identity("oscillations: a weight d steps off its grid point reverses 2d times per step", worst, 0.01)
 
 
