@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,12 @@ def predictions(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def recipe_for(name: str, bits: int) -> Any:
     """The recipe ``name`` for a run of a few hundred steps."""
-    from fastq.recipes import RECIPES
+    from fastq.recipes import RECIPES, Parameters
 
     # a frequency that looks back on 1000 steps would see nothing of so short a run
     short = {"momentum": 0.01} if name.startswith("oscillation") else {}
-    return RECIPES[name](weight_bits=bits, activation_bits=bits, **short)
+    recipe = RECIPES[name](weight_bits=bits, activation_bits=bits, **short)
+    return replace(recipe, parameters=Parameters())  # Adam, under which quantizers learn at the network's rate
 
 
 def train(

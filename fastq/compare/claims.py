@@ -14,7 +14,7 @@ import torch
 
 from .. import recipes
 from ..nn import PACT, OscillationLSQ, Tempered
-from ..recipes import Parameters, Recipe
+from ..recipes import Recipe
 from . import measures
 from .networks import Data, batches
 
@@ -150,11 +150,6 @@ def _weighed(weighing: bool) -> Recipe:
     return recipes.lsq(4, 4, activation="channel_error", activation_options={"weighing": weighing})
 
 
-def _intervals(progressive: bool) -> Recipe:
-    # at the weights' rate the intervals run away on digits, and neither arm trains
-    return replace(recipes.qil(2, 2, progressive=progressive), parameters=Parameters(quantizer_lr=0.001))
-
-
 _CLAIMS = (
     Claim(
         "PACT", "the calibrated gradient of the clip is the surrogate's; PACT's own leaves the rounding error out", "1912.10207",
@@ -180,7 +175,7 @@ _CLAIMS = (
     ),
     Claim(
         "QIL", "at 2/2 bits widths that narrow step by step end better than 2 bits from the start", "1808.05779", "residual",
-        {"progressive": _intervals(True), "direct": _intervals(False)},
+        {"progressive": recipes.qil(2, 2), "direct": recipes.qil(2, 2, progressive=False)},
         (
             Contrast("training loss", "training loss", "progressive", "direct"),
             Contrast("test loss", "test loss", "progressive", "direct"),
@@ -251,11 +246,8 @@ CLAIMS = {claim.name: claim for claim in _CLAIMS}
 
 def _short(name: str) -> Recipe:
     """A recipe at W2A2, for a run of a few hundred steps."""
-    if name == "qil":
-        return _intervals(True)
     momentum = {"momentum": 0.01} if name.startswith("oscillation") else {}
-    recipe = recipes.RECIPES[name](2, 2, **momentum)
-    return replace(recipe, parameters=Parameters(quantizer_lr=0.01)) if name == "ewgs" else recipe  # as with QIL
+    return recipes.RECIPES[name](2, 2, **momentum)
 
 
 #: The recipes of methods whose equations were not published in the sources we had.

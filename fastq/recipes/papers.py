@@ -123,6 +123,10 @@ def qil(
             (``run.trains == "quantizers"`` tells it): steps (int) or a fraction of the run (float); 0: not.
         others, and errors: as :func:`lsq`. Layers without a batch norm behind them learn a scale.
 
+    The intervals learn at 0.001 of the network's rate: their gradients are sums over all elements, and under SGD they ran away at
+    a larger one (ours, seen on digits). With Adam, whose steps do not grow with the gradient, 1 is a better
+    ``parameters.quantizer_lr``.
+
     Paper: Jung et al., Learning to Quantize Deep Networks by Optimizing Quantization Intervals, CVPR 2019,
     https://arxiv.org/abs/1808.05779. It leaves the first and the last layer in full precision: ``overrides`` say so.
     """
@@ -135,7 +139,7 @@ def qil(
         phases.append(Phase(quantizers_alone, train="quantizers"))
     return _recipe(
         "qil", weight_bits, activation_bits, first_last_bits, overrides, skip, settings, layer,
-        phases=(*phases, Phase()) if phases else (),
+        phases=(*phases, Phase()) if phases else (), parameters=Parameters(quantizer_lr=0.001),
     )  # fmt: skip
 
 
@@ -229,11 +233,16 @@ def ewgs(
         delta: of all quantizers; :func:`fastq.nn.set_hessian_deltas` sets each from the curvature of the loss.
         others, and errors: as :func:`lsq`.
 
+    Intervals and scales learn at 0.01 of the network's rate, for the reason given under :func:`qil`.
+
     Paper: Lee et al., Network Quantization with Element-wise Gradient Scaling, CVPR 2021, https://arxiv.org/abs/2104.00903.
     """
     options = {"delta": delta}
     layer = {"weight": "ewgs", "activation": "ewgs", "weight_options": options, "activation_options": options}
-    return _recipe("ewgs", weight_bits, activation_bits, first_last_bits, overrides, skip, settings, layer)
+    return _recipe(
+        "ewgs", weight_bits, activation_bits, first_last_bits, overrides, skip, settings, layer,
+        parameters=Parameters(quantizer_lr=0.01),
+    )  # fmt: skip
 
 
 def dsq(

@@ -61,6 +61,7 @@ def test_what_the_papers_say():
     assert r["noise_tempering"]().tempering == Tempering(1.0, 5.0)
     assert r["pact"](calibrated=False).default.activation_options == {"calibrated": False}
     assert r["lsq_plus"]().default.activation_options == {"init": "lsq+", "offset": True}
+    assert (r["qil"]().parameters.quantizer_lr, r["ewgs"]().parameters.quantizer_lr) == (0.001, 0.01)
     assert r["direct"]().first == r["direct"]().last == {"weight": "lsq"}
     for name, make in r.items():
         text = " ".join((make.__doc__ or "").split())
