@@ -151,9 +151,8 @@ def main(capability: int, storages: list[str], what: str) -> None:
                 words = {"none": f"*{storage}", "noise": "*i64", "memory": "*i32", "state": "*i32"}[method.word]
                 tensors = {"x": f"*{storage}", "y": f"*{storage}", "g": f"*{storage}", "dx": f"*{storage}", "words": words,
                            "second": words, "partial": f"*{arithmetic}", "parameters": parameters}  # fmt: skip
-                directions = [
-                    (elementwise.forward_kernel, {"FORWARD": method.forward, "SUMS": method.sums, "OUTPUT": method.output})
-                ]
+                forward = {"FORWARD": method.forward, "SUMS": method.sums, "OUTPUT": method.output, "SCALED": method.scaled}
+                directions = [(elementwise.forward_kernel, forward)]
                 if method.backward is not None:
                     directions.append((elementwise.backward_kernel, {"BACKWARD": method.backward}))
                 for kernel, formula in directions:
