@@ -182,7 +182,9 @@ def test_sizes_are_read_as_people_write_them() -> None:
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **environment}
+    # what tests side by side is no test itself: pytest-benchmark does not measure in a worker
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    env = {**own, **environment}
     return subprocess.run([sys.executable, "-m", *arguments], cwd=results.ROOT, env=env, capture_output=True, text=True)
 
 
