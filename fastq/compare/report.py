@@ -186,10 +186,11 @@ def picture(result: dict[str, Any], path: Path) -> None:
         axis.set_title(f"{title(claim)}, {claim['network']} network", fontsize=11)
         axis.set_xlabel("ratio of the arms, one dot a seed")
     axis = axes.flat[len(result["claims"])]
-    names = [recipe_title(result, name).replace(" (", "\n(") for name in result["recipes"]]
+    names = [recipe_title(result, name) for name in result["recipes"]]
     losses = [m["test loss"] for m in result["recipes"].values()]
     drawn = axis.barh(names, [loss or 0.0 for loss in losses], color="tab:blue")
     axis.bar_label(drawn, [f" {m['accuracy']:.1%}" for m in result["recipes"].values()])
+    axis.tick_params(axis="y", labelsize=8)
     axis.invert_yaxis()
     axis.set(title="All recipes once at W2A2, residual network", xlabel="test loss (and test accuracy)")
     axis.set_xlim(0, 1.15 * max([loss or 0.0 for loss in losses] or [1.0]))
