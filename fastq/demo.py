@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +89,11 @@ def predictions(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def recipe_for(name: str, bits: int) -> Any:
     """The recipe ``name`` for a run of a few hundred steps."""
-    from fastq.recipes import RECIPES, Parameters
+    from fastq.recipes import RECIPES
 
     # a frequency that looks back on 1000 steps would see nothing of so short a run
     short = {"momentum": 0.01} if name.startswith("oscillation") else {}
-    recipe = RECIPES[name](weight_bits=bits, activation_bits=bits, **short)
-    return replace(recipe, parameters=Parameters())  # Adam, under which quantizers learn at the network's rate
+    return RECIPES[name](weight_bits=bits, activation_bits=bits, **short)
 
 
 def train(

@@ -124,8 +124,7 @@ def qil(
         others, and errors: as :func:`lsq`. Layers without a batch norm behind them learn a scale.
 
     The intervals learn at 0.001 of the network's rate: their gradients are sums over all elements, and under SGD they ran away at
-    a larger one (ours, seen on digits). With Adam, whose steps do not grow with the gradient, 1 is a better
-    ``parameters.quantizer_lr``.
+    a larger one (ours, seen on digits; ``parameters.quantizer_lr``).
 
     Paper: Jung et al., Learning to Quantize Deep Networks by Optimizing Quantization Intervals, CVPR 2019,
     https://arxiv.org/abs/1808.05779. It leaves the first and the last layer in full precision: ``overrides`` say so.

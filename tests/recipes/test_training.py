@@ -110,6 +110,16 @@ def test_quantizers_alone_move_while_the_network_stands():
     assert all(not torch.equal(model.state_dict()[n], p) for n, p in rest.items())
 
 
+def test_what_is_frozen_keeps_no_gradient_that_would_be_stepped():
+    recipe = Recipe("mine", RECIPES["lsq"](3, 3).default, phases=(Phase(2), Phase(2, train="quantizers"), Phase()))
+    model, optimizer, run = begin(recipe, steps=6)
+    for _ in range(2):
+        step(model, optimizer, run)
+    weight = model[3].weight.detach().clone()
+    optimizer.step()  # a loop that has not cleared the gradients yet
+    assert torch.equal(model[3].weight, weight) and model[3].weight.grad is None
+
+
 def test_the_network_alone():
     recipe = Recipe("mine", RECIPES["lsq"](3, 3).default, phases=(Phase(2, train="network"), Phase()))
     model, optimizer, run = begin(recipe, steps=4)
