@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .commands import can_write, has_packages, positive_integer
+
 __all__ = ["add_arguments", "run"]
 
 BATCH = 64
@@ -31,14 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=positive_integer, default=12, help="passes over the images per network (default 12)")
     parser.add_argument("--device", default=None, help="such as cpu or cuda (default: the GPU where there is one)")
     parser.add_argument("--quick", action="store_true", help="one epoch and no torch.compile: to see that it runs")
-
-
-def positive_integer(text: str) -> int:
-    """What argparse calls for ``--epochs``; its name is part of the message."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 class Block(nn.Module):
@@ -246,11 +240,7 @@ def without_integers(model: nn.Module) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """The command: 0; 2 for a folder, device or package that cannot be used."""
-    try:
-        import matplotlib  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        print(f"demo: needs the package {error.name}; install it with: pip install 'fastq[demo]'", file=sys.stderr)
+    if not has_packages("demo"):
         return 2
     from rich.console import Console
     from rich.progress import Progress
@@ -262,12 +252,7 @@ def run(args: argparse.Namespace) -> int:
     if args.recipe not in fastq.recipes.RECIPES:
         print(f"demo: there is no recipe {args.recipe!r}{nearest(args.recipe, fastq.recipes.RECIPES)}", file=sys.stderr)
         return 2
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / ".writable").write_text("")
-        (args.output / ".writable").unlink()
-    except OSError as error:
-        print(f"demo: cannot write to --output {args.output}: {error.strerror or error}", file=sys.stderr)
+    if not can_write("demo", args.output, args.output):
         return 2
     try:
         device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
+
+from ..commands import can_write, has_packages, positive_integer
 
 __all__ = ["add_arguments", "run"]
 
@@ -26,29 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps and two seeds: to see that it runs")
 
 
-def positive_integer(text: str) -> int:
-    """What argparse calls for ``--workers``; its name is part of the message."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 def run(args: argparse.Namespace) -> int:
     """The command: 0; 1 where an identity does not hold; 2 for a folder or package that cannot be used."""
-    try:
-        import matplotlib  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        print(f"compare: needs the package {error.name}; install it with: pip install 'fastq[demo]'", file=sys.stderr)
+    if not has_packages("compare"):
         return 2
     units_folder = args.output / ("quick-units" if args.quick else "units")
-    try:
-        units_folder.mkdir(parents=True, exist_ok=True)
-        (args.output / ".writable").write_text("")
-        (args.output / ".writable").unlink()
-    except OSError as error:
-        print(f"compare: cannot write to --output {args.output}: {error.strerror or error}", file=sys.stderr)
+    if not can_write("compare", args.output, units_folder):
         return 2
     from rich.console import Console
     from rich.progress import Progress
