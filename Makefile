@@ -28,6 +28,8 @@ $(CUDA_BIN)/.ready: requirements-cuda.txt requirements-compat.txt
 	$(CUDA_BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-compat.txt
 	@touch $@
 
+SIDE_BY_SIDE := -n logical --maxprocesses 4
+
 RECIPE   ?= lsq
 demo: $(VENV)/.ready ## train a low-bit network on handwritten digits, convert it to integers, compare (3 minutes; RECIPE=qil: another)
 	$(BIN)/python -m fastq demo --recipe $(RECIPE)
@@ -38,7 +40,7 @@ compare: $(VENV)/.ready ## hold the papers' claims against each other on digits,
 	$(BIN)/python -m benchmarks.readme
 
 test: $(VENV)/.ready ## prove it: the whole test suite
-	$(BIN)/python -m pytest -m "not cuda_compile and not huge" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest -m "not cuda_compile and not huge" $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 huge-test: $(VENV)/.ready ## tensors of more than 2**31 elements (13 GB of memory)
 	$(BIN)/python -m pytest -m huge tests
@@ -57,11 +59,15 @@ format: $(VENV)/.ready ## sort imports, lay out the Python and C++ code
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
 
+# One architecture serves to link, load and pack the CUDA library; the tests compile every method for the others too. The wheel
+# takes the objects that cuda-test leaves.
+cuda-test wheel-test: export TORCH_CUDA_ARCH_LIST ?= 9.0a+PTX
+
 cuda-test: $(VENV)/.ready $(CUDA_BIN)/.ready ## compile the CUDA kernels for every architecture, link and load them (needs nvcc, no GPU)
-	FASTQ_REQUIRE_CUDA=1 FASTQ_CUDA_PYTHON=$(CURDIR)/$(CUDA_BIN)/python $(BIN)/python -m pytest -m cuda_compile tests/cuda tests/triton
+	FASTQ_REQUIRE_CUDA=1 FASTQ_CUDA_PYTHON=$(CURDIR)/$(CUDA_BIN)/python $(BIN)/python -m pytest -m cuda_compile $(SIDE_BY_SIDE) --dist worksteal tests/cuda tests/triton
 
 wheel-test: $(VENV)/.ready $(CUDA_BIN)/.ready ## build the wheel, run its tests elsewhere under a second torch
-	.ci/wheel $(BIN)/python $(CUDA_BIN)/python
+	.ci/wheel $(BIN)/python $(CUDA_BIN)/python $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder
 
 include benchmarks/gpu.mk
 

@@ -19,6 +19,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,10 @@ ISA = "v2"
 #: What is built or cached, not written. Not asked of git: a checkout without its history is judged as well.
 LEFT_OUT = (".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "lib", "*.so", "*.egg-info", "demo_output")
 
+#: The methods whose loops some tests run, where that is not the one in their name: tests/ops/test_lsq.py runs lsq's. Those of
+#: tests/native compile what they test. Any other may run anything.
+LOOPS = {"oscillation": ("oscillation", "frozen_lsq", "dampening", "lsq"), "functions": (), "philox": ()}
+
 # What kills: node ids, each a matter of seconds.
 CHECKED = "tests/ops/test_lsq.py::test_equals_the_reference[lsq]"
 SUMS = "tests/ops/test_lsq.py::test_sums_and_factors_are_the_formulas"
@@ -60,7 +65,9 @@ IN_TRITON = "::test_triton_equals_the_reference_in_its_interpreter"
 TENSOR = "tests/ops/test_affine.py::test_per_tensor_is_cores"
 CHANNEL = "tests/ops/test_affine.py::test_per_channel_is_cores_on_every_axis"
 LEARNABLE = "tests/ops/test_affine.py::test_learnable_is_cores"
-CUDA = "tests/cuda/test_emulation.py"
+CUDA = "tests/cuda/test_emulation.py::test_same_bits_as_the_cpu"
+CUDA_16_BITS = "tests/cuda/test_emulation.py::test_a_16_bit_value_rounds_as_torch_rounds_it"
+CUDA_STATE = "tests/cuda/test_emulation.py::test_oscillations_have_the_bits_of_the_cpu"
 TRITON = "tests/triton/test_interpreted.py::test_interpreted_kernels_equal_the_reference"
 COMPILED_NAN = "tests/triton/test_compiled.py::test_nan_is_not_lost[80-skeleton]"
 COMPILED = "tests/triton/test_compiled.py::test_division_is_rounded_to_nearest[80-skeleton]"
@@ -121,6 +128,17 @@ class Mutant:
     def native(self) -> bool:
         """Whether the CPU library has to be built again."""
         return self.file.startswith("csrc/") and not self.file.startswith("csrc/cuda/")
+
+    def concerns(self, name: str) -> bool:
+        """Whether the tests look at the code of this object: the loops of a method, where they are a method's own tests; torch's
+        side where that is what changed (of a method it takes the numbers of values, which no mutant touches)."""
+        loop, _, isa = name.removesuffix(".o").rpartition("_")
+        if isa != ISA:
+            return self.file.startswith("csrc/torch/")
+        stems = {Path(test.partition("::")[0]).stem.removeprefix("test_") for test in self.tests}
+        methods = {method for stem in stems for method in LOOPS.get(stem, (stem,))}
+        known = {path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp")}
+        return loop in methods or not methods <= known
 
     def applied(self, text: str) -> str:
         if (count := text.count(self.old)) != 1:
@@ -559,7 +577,7 @@ MUTANTS = [
         "csrc/cuda/elementwise.cuh",
         (
             "cuda-scaled-unrounded", "y = S::load(S::store(y)) * values", "y = y * values",
-            "tests/cuda/test_emulation.py::test_oscillations_have_the_bits_of_the_cpu", "what is multiplied has been rounded",
+            CUDA_STATE, "what is multiplied has been rounded",
         ),
         (
             "cuda-last-piece", "return position + kVector <= rows * length;", "return position + kVector < rows * length;",
@@ -581,7 +599,7 @@ MUTANTS = [
         ),
         (
             "cuda-state", "job.state[0][offset] = word[0], job.state[1][offset] = word[1];", "job.state[0][offset] = word[0];",
-            CUDA, "both planes of a state are written",
+            CUDA_STATE, "both planes of a state are written",
         ),
         (
             "cuda-barrier",
@@ -640,7 +658,7 @@ MUTANTS = [
         (
             "cuda-fp16-half-up", "(magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13",
             "(magnitude - 0x38000000u + 0x1000u) >> 13",
-            CUDA, "fp16 rounds a tie to even",
+            CUDA_16_BITS, "fp16 rounds a tie to even",
         ),
     ),
     *mutants(
@@ -1120,7 +1138,12 @@ class Tree:
         for built, place in products:
             shutil.copy2(self.native / built, self.folder / "fastq" / place)
         self.objects = [line for line in self.ninja("-t", "inputs", "libfastq.so").split() if line.endswith(".o")]
-        self.link = self.ninja("-t", "commands", "libfastq.so").splitlines()[-1]
+        self.link = shlex.split(self.ninja("-t", "commands", "libfastq.so").splitlines()[-1])
+        self.clean = self.folder / "build" / "clean"
+        self.clean.mkdir()
+        for name in self.objects:
+            shutil.copy2(self.native / name, self.clean)
+        shutil.copy2(self.library, self.clean)
         self.serve()
 
     def ninja(self, *arguments: str) -> str:
@@ -1130,13 +1153,23 @@ class Tree:
             raise Stale(f"the build failed:\n{tail(done.stdout)}")
         return done.stdout
 
-    def build_mutant(self, file: str) -> None:
-        """The loops, torch's side where that is what changed (of a method it takes the numbers of values, which
-        no mutant touches), and the library."""
-        torch_side = file.startswith("csrc/torch/")
-        self.ninja(*(name for name in self.objects if torch_side or name.endswith(f"_{ISA}.o")))
-        subprocess.run(self.link, shell=True, cwd=self.native, check=True)
+    def build_mutant(self, mutant: Mutant) -> None:
+        """Those objects that the tests look at, and the library. They come first when it is linked: of an inline function that
+        several objects have, the first one is taken."""
+        wanted = [name for name in self.objects if mutant.concerns(name)]
+        self.ninja(*wanted)
+        rest = [word for word in self.link if word not in wanted]
+        place = rest.index("-shared") + 1
+        subprocess.run([*rest[:place], *wanted, *rest[place:]], cwd=self.native, check=True)
         self.place(self.native / "libfastq.so")
+
+    def undo(self) -> None:
+        """The library and the objects as they were, with their times, so that nothing has to be made again."""
+        for path in self.clean.iterdir():
+            own = self.native / path.name
+            if path.suffix == ".o" and (not own.exists() or own.stat().st_mtime_ns != path.stat().st_mtime_ns):
+                shutil.copy2(path, own)
+        self.place(self.clean / self.library.name)
 
     def place(self, library: Path) -> None:
         new = self.library.with_suffix(".new")
@@ -1188,23 +1221,22 @@ class Tree:
     def judge(self, mutant: Mutant, limit: float) -> Outcome:
         """Apply, build, test, undo."""
         start = time.monotonic()
-        path, clean = self.folder / mutant.file, self.library.with_name("clean")
-        text = path.read_text()
+        path = self.folder / mutant.file
+        text, times = path.read_text(), path.stat()
         try:
             path.write_text(mutant.applied(text))
             if mutant.native:
-                shutil.copy2(self.library, clean)
-                self.build_mutant(mutant.file)
-            else:
-                compile(path.read_text(), mutant.file, "exec") if path.suffix == ".py" else None
+                self.build_mutant(mutant)
+            elif path.suffix == ".py":
+                compile(path.read_text(), mutant.file, "exec")
             state, detail = verdict(*self.test(mutant.tests, limit))
         except (Stale, SyntaxError, subprocess.CalledProcessError) as error:
             state, detail = "error", str(error)
         finally:
             path.write_text(text)
-            if clean.exists():
-                self.place(clean)
-                clean.unlink()
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            if mutant.native:
+                self.undo()
         return Outcome(mutant, state, detail, time.monotonic() - start)
 
 
@@ -1355,7 +1387,7 @@ def main() -> int:
                 bar.console.print(f"{outcome.state:<8} {outcome.mutant.name} ({outcome.seconds:.0f} s)", markup=False)
 
             # The long ones first, so that no worker ends with one
-            chosen.sort(key=lambda mutant: (not mutant.tests[0].startswith((COMPILED.partition("::")[0], CUDA)), not mutant.native))
+            chosen.sort(key=lambda mutant: (not mutant.tests[0].startswith((COMPILED.partition("::")[0], CUDA.partition("::")[0])), not mutant.native))
             in_parallel(trees, chosen, lambda tree, mutant: tree.judge(mutant, options.limit), done)
     except Stale as error:
         console.print(f"mutants: {error}", markup=False, soft_wrap=True)

@@ -227,7 +227,7 @@ class FirstBatch(LearnedQuantizer):
         if x.is_meta:
             return
         held = [p for p in (getattr(self, name) for name in self.learned) if p is not None]
-        seen = x.numel() > 0
+        seen, before = x.numel() > 0, self._signed
         group = synchronize and torch.distributed.is_available() and torch.distributed.is_initialized()
         if self.decides_sign:
             negative = (x.detach() < 0).any().to(torch.int32)
@@ -246,6 +246,7 @@ class FirstBatch(LearnedQuantizer):
             values /= votes
             seen = bool(votes > 0)
         if not seen:
+            self._signed = before
             return
         with torch.no_grad():
             for parameter, value in zip(held, values, strict=True):

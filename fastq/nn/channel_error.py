@@ -11,7 +11,7 @@ from ..granularity import normalize_axis
 from ..ops.channel_error import ChannelError as Function
 from ..ops.channel_error import stats_of
 from ..ranges import BOUNDARIES
-from .quantizer import LSQ, _read_buffers
+from .quantizer import LSQ
 
 __all__ = ["ChannelError"]
 
@@ -78,10 +78,7 @@ class ChannelError(LSQ):
         self.step.requires_grad_(update == "gradient")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self._initialized:
-            _read_buffers(self)
-            if not self._initialized:
-                self.initialize(x)
+        self._ready(x)
         if not self.training or x.numel() == 0:
             return super().forward(x)
         step, _ = self._parameters_for(x)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,48 +27,58 @@ FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno
 pytestmark = pytest.mark.source
 
 
-def build() -> Path:
-    """The kernels and their operators as one library; built again when a source has changed."""
-    kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    sources = [*kernels, ROOT / "csrc/torch/direct.cpp", ROOT / "csrc/torch/elementwise.cpp", ROOT / "tests/cuda/emulation.cpp"]
-    digest = hashlib.sha256(f"{torch.__version__} {FLAGS}".encode())
-    for folder in ("cuda", "torch", "methods", "cpu"):
-        for path in sorted((ROOT / "csrc" / folder).iterdir()):
-            digest.update(path.read_bytes())
-    digest.update(sources[-1].read_bytes())
-    library = ROOT / "build" / "emulation" / digest.hexdigest()[:16] / "libemulated.so"
-    if library.exists():
-        return library
-    shutil.rmtree(library.parents[1], ignore_errors=True)
-    library.parent.mkdir(parents=True)
+def build(methods: set[str]) -> Path:
+    """The operators over the kernels of ``methods``, as one library; a call of another method's crashes. An object is made again
+    when what the preprocessor makes of its source has changed."""
+    objects = ROOT / "build" / "emulation"
+    objects.mkdir(parents=True, exist_ok=True)
+    for path in objects.iterdir():
+        if path.stat().st_mtime < time.time() - 86400:
+            path.unlink()
+    lists = {path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")} - {"direct", "kernels", "sat"}
+    assert methods <= lists, methods - lists
+    left_out = objects / "left_out.cu"
+    left_out.write_text(
+        f'#include "{ROOT}/csrc/cuda/kernels.h"\n#define NONE(name, ...) extern const Launchers name##_launchers = {{}};\n'
+        f"namespace fastq::cuda {{ {' '.join(f'FASTQ_{name.upper()}(NONE)' for name in sorted(lists - methods))} }}\n"
+    )
+    kernels = [ROOT / "csrc" / "cuda" / f"{name}.cu" for name in sorted({"direct", "kernels", "sat", *methods})]
+    bridge = [ROOT / "csrc/torch/direct.cpp", ROOT / "csrc/torch/elementwise.cpp", ROOT / "tests/cuda/emulation.cpp"]
     compiler = os.environ.get("CXX", "g++")
     torch_folder = Path(torch.__file__).parent
 
-    def compile(source: Path) -> str:
-        out = str(library.parent / f"{source.name}.o")
+    def compile(source: Path) -> Path:
         if source.suffix == ".cu":
             how = ["-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-x", "c++"]
         else:
             how = ["-O0", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(torch_folder / "include")]
-        done = subprocess.run([compiler, *FLAGS, *how, "-c", str(source), "-o", out], capture_output=True, text=True)
+        command = [compiler, *FLAGS, *how, str(source)]
+        text = subprocess.run([*command, "-E"], capture_output=True).stdout  # what does not pass here has its message below
+        out = objects / f"{source.stem}-{hashlib.sha256(' '.join(command).encode() + text).hexdigest()[:16]}.o"
+        if out.exists():
+            out.touch()
+            return out
+        done = subprocess.run([*command, "-c", "-o", f"{out}.new"], capture_output=True, text=True)
         if done.returncode != 0 or done.stderr:
             pytest.fail(f"{source.name}: {done.stderr}")
-        return out
+        return Path(f"{out}.new").replace(out)
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile, sources))
+        compiled = list(pool.map(compile, [*kernels, left_out, *bridge]))
+    library = objects / f"{hashlib.sha256(str(compiled).encode()).hexdigest()[:16]}.so"
     libraries = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    subprocess.run([compiler, "-shared", "-o", f"{library}.new", *objects, *libraries], check=True)
-    Path(f"{library}.new").replace(library)
-    return library
+    subprocess.run([compiler, "-shared", "-o", f"{library}.new", *map(str, compiled), *libraries], check=True)
+    return Path(f"{library}.new").replace(library)
 
 
 @pytest.fixture(scope="module")
-def emulated() -> Iterator[Any]:
+def emulated(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The operators, of the methods that the tests to be run say they need: a few of the tests take a part of the minute."""
     library = torch.library.Library("fastq_emulated", "DEF")
     for name in OPERATORS:
         library.define(str(getattr(torch.ops.fastq, name).default._schema).removeprefix("fastq::"))
-    torch.ops.load_library(str(build()))
+    tests = [item for item in request.session.items if "emulated" in getattr(item, "fixturenames", ())]
+    torch.ops.load_library(str(build({method for item in tests for mark in item.iter_markers("emulates") for method in mark.args})))
     yield torch.ops.fastq_emulated
 
 
@@ -138,6 +148,7 @@ def compare(emulated: Any, x: Any, g: Any, step: Any, b: Any, axis: int, group: 
         assert same_bits(mine, other), what
 
 
+@pytest.mark.emulates("lsq")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
 def test_same_bits_as_the_cpu(emulated: Any, name: str, dtype: torch.dtype) -> None:
@@ -148,6 +159,7 @@ def test_same_bits_as_the_cpu(emulated: Any, name: str, dtype: torch.dtype) -> N
         compare(emulated, *inputs(name, dtype, offset, shift, special), boundary=i % 3)
 
 
+@pytest.mark.emulates("lsq")
 def test_nan_and_infinite_parameters(emulated: Any) -> None:
     x, g, step, b, axis, group = inputs("rows of 33", torch.float32, offset=True, shift=0, special=False)
     step[:5] = torch.tensor([float("nan"), float("inf"), 0.0, -1e-12, 1e30])
@@ -156,6 +168,7 @@ def test_nan_and_infinite_parameters(emulated: Any) -> None:
     compare(emulated, x, g, step, b, axis, group)
 
 
+@pytest.mark.emulates("lsq")
 def test_layouts(emulated: Any) -> None:
     x, g, step, b, axis, group = inputs("rows 7x7", torch.bfloat16, offset=True, shift=0, special=True)
     compare(emulated, x.to(memory_format=torch.channels_last), g, step, b, axis, group)
@@ -163,11 +176,13 @@ def test_layouts(emulated: Any) -> None:
     compare(emulated, x, torch.ones((), dtype=x.dtype).expand(x.shape), step, b, axis, group)
 
 
+@pytest.mark.emulates("lsq")
 def test_empty(emulated: Any) -> None:
     x, step = torch.empty(0, 4), torch.ones(1)
     compare(emulated, x, x, step, None, -1, 0)
 
 
+@pytest.mark.emulates("lsq")
 def test_a_16_bit_value_rounds_as_torch_rounds_it(emulated: Any) -> None:
     """The conversions over every 16-bit value: step 1 leaves the code of an integer; offset 0 the sign and NaN."""
     every = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
@@ -177,6 +192,7 @@ def test_a_16_bit_value_rounds_as_torch_rounds_it(emulated: Any) -> None:
         compare(emulated, x, x.flip(0), step, None, 0, 0)
 
 
+@pytest.mark.emulates("affine")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape, axis", [((5000,), -1), ((6, 700), 0), ((300, 33), 1), ((4, 6, 5, 5), 1)], ids=str)
 @torch.no_grad()
@@ -194,6 +210,7 @@ def test_affine_has_the_bits_of_the_cpu(emulated: Any, shape: tuple[int, ...], a
             assert same_bits(a, b)
 
 
+@pytest.mark.emulates("lsq", "dampening", "oscillation")
 @torch.no_grad()
 def test_many_tensors_have_the_bits_of_the_cpu(emulated: Any) -> None:
     """Every walk and dtype in one launch, and more jobs of sums than one launch takes."""
@@ -266,6 +283,7 @@ def test_direct_has_the_bits_of_the_cpu(emulated: Any, shape: tuple[int, ...], l
             assert residual is None or same_bits(results[0][1], results[1][1])
 
 
+@pytest.mark.emulates("frozen_lsq", "dampening", "oscillation")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["one element", "chunks and a ragged end", "rows 7x7", "groups of 5", "columns, odd width"])
 @torch.no_grad()
@@ -310,6 +328,7 @@ def learned(name: str, shape: tuple[int, ...], axis: int, group: int, dtype: tor
     return [("qil", (a, b, gamma, 7, weight, *where), ()) for gamma, weight in ((None, False), (None, True), (c, True))]
 
 
+@pytest.mark.emulates("pact", "ewgs", "qil")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape, axis, group", [((5000,), -1, 0), ((6, 70), 0, 0), ((300, 33), 1, 0), ((9, 20), -1, 5)], ids=str)
 @pytest.mark.parametrize("name", ["pact", "ewgs", "qil"])
@@ -328,6 +347,7 @@ def test_learned_intervals_have_the_bits_of_the_cpu(
             assert same_bits(mine, other), (op, forward[-5:], further)
 
 
+@pytest.mark.emulates("channel_error")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @torch.no_grad()
 def test_channel_error_has_the_bits_of_the_cpu(emulated: Any, dtype: torch.dtype) -> None:
@@ -348,6 +368,7 @@ def test_channel_error_has_the_bits_of_the_cpu(emulated: Any, dtype: torch.dtype
             assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True)), (name, op)
 
 
+@pytest.mark.emulates("dsq")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["chunks and a ragged end", "rows 7x7", "columns, ragged block", "groups of 5"])
 @torch.no_grad()
@@ -382,6 +403,7 @@ def test_sat_has_the_bits_of_the_cpu(emulated: Any, shape: tuple[int, ...], dtyp
                 assert same_bits(a, b), arguments
 
 
+@pytest.mark.emulates("tempered", "noise_quant")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "name", ["chunks and a ragged end", "rows 7x7", "groups of 5", "columns", "columns, three", "columns, odd width"]
