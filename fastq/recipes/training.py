@@ -32,15 +32,14 @@ class Training:
         self._ends = recipe.phase_ends(steps)
         self._phases = recipe.phases or (Phase(),)
         modules = list(model.modules())
-        layers = [m for m in modules if isinstance(getattr(m, "input_quantizer", None), Quantizer | None)]
-        quantizers = {
-            which: [q for m in layers if isinstance(q := getattr(m, f"{which}_quantizer", None), Quantizer)]
+        found = {
+            which: [(m, q) for m in modules if isinstance(q := getattr(m, f"{which}_quantizer", None), Quantizer)]
             for which in ("weight", "input")
         }
-        self._quantizers = {q: (which, q.bits) for which, found in quantizers.items() for q in found}
+        self._quantizers = {q: (which, q.bits) for which, held in found.items() for _, q in held}
         self._tempered = [m for m in modules if isinstance(m, Tempered)]
         self._oscillates = any(isinstance(q, OscillationLSQ) for q in self._quantizers)
-        self._dampened = [m for m in layers if isinstance(getattr(m, "weight_quantizer", None), LSQ)]
+        self._dampened = [m for m, q in found["weight"] if isinstance(q, LSQ)]
         self._widths: dict[Quantizer, Any] = {q: q.bits for q in self._quantizers}
         self._frozen: list[tuple[Any, str, Any]] = []
         self._number: int | None = None
