@@ -65,13 +65,14 @@ IN_TRITON = "::test_triton_equals_the_reference_in_its_interpreter"
 TENSOR = "tests/ops/test_affine.py::test_per_tensor_is_cores"
 CHANNEL = "tests/ops/test_affine.py::test_per_channel_is_cores_on_every_axis"
 LEARNABLE = "tests/ops/test_affine.py::test_learnable_is_cores"
-CUDA = "tests/cuda/test_emulation.py::test_same_bits_as_the_cpu"
-CUDA_16_BITS = "tests/cuda/test_emulation.py::test_a_16_bit_value_rounds_as_torch_rounds_it"
-CUDA_STATE = "tests/cuda/test_emulation.py::test_oscillations_have_the_bits_of_the_cpu"
+CUDA = "tests/cuda/test_emulation.py"
+CUDA_LSQ = f"{CUDA}::test_same_bits_as_the_cpu"
+CUDA_16_BITS = f"{CUDA}::test_a_16_bit_value_rounds_as_torch_rounds_it"
+CUDA_STATE = f"{CUDA}::test_oscillations_have_the_bits_of_the_cpu"
 TRITON = "tests/triton/test_interpreted.py::test_interpreted_kernels_equal_the_reference"
 COMPILED_NAN = "tests/triton/test_compiled.py::test_nan_is_not_lost[80-skeleton]"
 COMPILED = "tests/triton/test_compiled.py::test_division_is_rounded_to_nearest[80-skeleton]"
-CUDA_MANY = "tests/cuda/test_emulation.py::test_many_tensors_have_the_bits_of_the_cpu"
+CUDA_MANY = f"{CUDA}::test_many_tensors_have_the_bits_of_the_cpu"
 FOREACH = "tests/ops/test_foreach.py"
 GROUPED = "tests/nn/test_weights.py"
 INITIAL = "tests/nn/test_initializers.py"
@@ -97,7 +98,7 @@ TEMPERED = "tests/ops/test_tempered.py"
 NOISE_QUANT = "tests/ops/test_noise_quant.py"
 PHILOX = "tests/ops/test_philox.py"
 NOISE_MODULES = "tests/nn/test_noise.py"
-CUDA_NOISE = "tests/cuda/test_emulation.py::test_noise_has_the_bits_of_the_cpu"
+CUDA_NOISE = f"{CUDA}::test_noise_has_the_bits_of_the_cpu"
 TRITON_NOISE = "tests/triton/test_noise.py::test_interpreted_kernels_equal_the_reference"
 SWITCH = "tests/compat/test_torch_ao.py::test_every_way_to_turn_a_switch_is_seen"
 TWICE = "tests/compat/test_torch_ao.py::test_a_module_called_twice_before_the_backward_pass_has_torch_s_gradients"
@@ -581,21 +582,21 @@ MUTANTS = [
         ),
         (
             "cuda-last-piece", "return position + kVector <= rows * length;", "return position + kVector < rows * length;",
-            CUDA, "the last whole piece of a tile",
+            CUDA_LSQ, "the last whole piece of a tile",
         ),
         (
             "cuda-row-channel", "channel = (first + j) % job.geometry.channels;", "channel = first % job.geometry.channels;",
-            CUDA, "a parameter for each row of a tile",
+            CUDA_LSQ, "a parameter for each row of a tile",
         ),
         (
             "cuda-order-of-sums", "for (int j = lane; j < length; j += int(kLanes)) sum += term[j];",
             "for (int j = lane + (length - 1 - lane) / 32 * 32; j >= lane; j -= int(kLanes)) sum += term[j];",
-            CUDA, "a right sum in another order than the CPU's",
+            CUDA_LSQ, "a right sum in another order than the CPU's",
         ),
         (
             "cuda-rows-that-are-not", "kWalk == Walk::columns ? rows * int(kLanes) : length;",
             "kWalk == Walk::columns ? int(kRowBlock * kLanes) : length;",
-            CUDA, "terms that nobody wrote",
+            CUDA_LSQ, "terms that nobody wrote",
         ),
         (
             "cuda-state", "job.state[0][offset] = word[0], job.state[1][offset] = word[1];", "job.state[0][offset] = word[0];",
@@ -611,7 +612,7 @@ MUTANTS = [
             "      for (int half = lanes / 2; half > 0; half /= 2)\n"
             "        if (thread % lanes < half) shared.sum[thread] += shared.sum[thread + half];\n"
             "    });\n",
-            CUDA, "a barrier between the steps of the tree",
+            CUDA_LSQ, "a barrier between the steps of the tree",
         ),
     ),
     *mutants(
@@ -1387,7 +1388,7 @@ def main() -> int:
                 bar.console.print(f"{outcome.state:<8} {outcome.mutant.name} ({outcome.seconds:.0f} s)", markup=False)
 
             # The long ones first, so that no worker ends with one
-            chosen.sort(key=lambda mutant: (not mutant.tests[0].startswith((COMPILED.partition("::")[0], CUDA.partition("::")[0])), not mutant.native))
+            chosen.sort(key=lambda mutant: (not mutant.tests[0].startswith((COMPILED.partition("::")[0], CUDA)), not mutant.native))
             in_parallel(trees, chosen, lambda tree, mutant: tree.judge(mutant, options.limit), done)
     except Stale as error:
         console.print(f"mutants: {error}", markup=False, soft_wrap=True)

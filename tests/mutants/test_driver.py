@@ -74,3 +74,14 @@ def test_names_are_checked(driver: ModuleType, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(sys, "argv", ["mutants.py", "--list"])
     assert driver.main() == 0
     assert len(capsys.readouterr().out.splitlines()) == len(driver.MUTANTS)
+
+
+def test_of_a_mutant_is_built_what_its_tests_look_at(driver: ModuleType) -> None:
+    built = {
+        mutant.name: [name for name in ("lsq_v2.o", "pact_v2.o", "oscillation_v2.o", "cpu.o") if mutant.concerns(name)]
+        for mutant in driver.MUTANTS
+    }
+    assert built["cpu-tail"] == ["lsq_v2.o"]  # of a header that every method has
+    assert built["osc-thaw"] == ["lsq_v2.o", "oscillation_v2.o"]
+    assert built["pact-levels"] == ["pact_v2.o", "cpu.o"]
+    assert built["cpu-many-pieces"] == ["lsq_v2.o", "pact_v2.o", "oscillation_v2.o", "cpu.o"]  # tests/ops/test_foreach.py
