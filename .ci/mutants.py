@@ -628,7 +628,7 @@ MUTANTS = [
     ),
     *mutants(
         "csrc/torch/cpu.cpp",
-        ("cpu-many-pieces", "first += step) pieces", "first += step + 1) pieces", FOREACH, "every task of every tensor"),
+        ("cpu-many-pieces", "first += step) {", "first += step + 1) {", FOREACH, "every task of every tensor"),
     ),
     *mutants(
         "csrc/torch/foreach.h",

@@ -84,7 +84,7 @@ def check_parameter(op: str, name: str, p: torch.Tensor, x: torch.Tensor, axis: 
         raise ValueError(f"{op}: axis must be in [0, {x.dim() - 1}] for {of} of {x.dim()} dimensions, or -1 for none, got {axis}")
     elif group_size and (x.dim() == 0 or x.shape[-1] % group_size != 0):
         raise ValueError(f"{op}: group_size={group_size} must divide the last axis of {of}, got shape {tuple(x.shape)}")
-    elif tuple(p.shape) != (shape := parameter_shape(x, axis, group_size)):
+    elif p.shape != (shape := parameter_shape(x, axis, group_size)):
         kind = f"group_size={group_size}" if group_size else f"axis={axis}"
         raise ValueError(
             f"{op}: {name} must have shape {shape} for {of} of shape {tuple(x.shape)} and {kind}, got {tuple(p.shape)}"

@@ -52,6 +52,14 @@ FASTQ_HD Half half_of(const V& v, int i) {
 }
 template <class V, class Half>
 FASTQ_HD V joined(Half low, Half high) {
+#if __has_builtin(__builtin_shufflevector)
+  // Stored as halves and loaded whole, it would wait for both stores to reach the cache.
+  constexpr size_t kLanes = sizeof(Half) / sizeof(low[0]);
+  if constexpr (kLanes == 2) return V(__builtin_shufflevector(low, high, 0, 1, 2, 3));
+  if constexpr (kLanes == 4) return V(__builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7));
+  if constexpr (kLanes == 8)
+    return V(__builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+#endif
   V v;
   std::memcpy(&v, &low, sizeof(Half));
   std::memcpy(reinterpret_cast<char*>(&v) + sizeof(Half), &high, sizeof(Half));

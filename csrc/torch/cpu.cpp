@@ -54,12 +54,14 @@ void backward(Call& c, const Tensor&) {
   over_channels(c.geometry, [&](int64_t begin, int64_t end) { k.finish(c, begin, end); });
 }
 
-// Pieces of many calls' work, of about kGrain elements each: piece i is [first, last) of calls[call].
+// Pieces of many calls' work, of about kGrain elements each or a whole small tensor: piece i is [first, last) of
+// calls[call], with `before` elements in the pieces before it.
 struct Piece {
   size_t call;
-  int64_t first, last;
+  int64_t first, last, before;
 };
 
+// Threads share the elements evenly, not the pieces: the weights of a network grow from its first layer to its last.
 template <class Count, class Body>
 void over_pieces(const std::vector<Call>& calls, const Count& count, const Body& body) {
   std::vector<Piece> pieces;
@@ -67,19 +69,21 @@ void over_pieces(const std::vector<Call>& calls, const Count& count, const Body&
   for (size_t i = 0; i < calls.size(); ++i) {
     const auto [items, elements] = count(calls[i].geometry);
     const int64_t step = kGrain / elements + 1;
-    for (int64_t first = 0; first < items; first += step) pieces.push_back({i, first, std::min(first + step, items)});
-    total += items * elements;
+    for (int64_t first = 0; first < items; first += step) {
+      const int64_t last = std::min(first + step, items);
+      pieces.push_back({i, first, last, total});
+      total += (last - first) * elements;
+    }
   }
   const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Call& c = calls[pieces[i].call];
-      body(loops(c), c, pieces[i].first, pieces[i].last);
+    auto piece = std::partition_point(pieces.begin(), pieces.end(), [&](const Piece& p) { return p.before < begin; });
+    for (; piece != pieces.end() && piece->before < end; ++piece) {
+      const Call& c = calls[piece->call];
+      body(loops(c), c, piece->first, piece->last);
     }
   };
-  // Small calls are pieces of their own: as many to a thread as make a grain.
-  const int64_t grain = kGrain * int64_t(pieces.size()) / std::max<int64_t>(total, 1) + 1;
-  if (total <= kGrain) return run(0, pieces.size());
-  torch::stable::parallel_for(0, pieces.size(), grain, run);
+  if (total <= kGrain) return run(0, total);
+  torch::stable::parallel_for(0, total, kGrain, run);
 }
 
 std::pair<int64_t, int64_t> tasks_of(const Geometry& g) {

@@ -307,6 +307,20 @@ double gradient_norm(int64_t norm, const Tensor& x, const Tensor& parameter, int
 
 namespace {
 
+// The partial sums of a backward pass, and where they go; of many calls, one workspace holds them all.
+int64_t partials_bytes(const Call& c) {
+  constexpr int64_t kLine = 64;
+  return (c.gradients * c.geometry.partials() * (c.dtype == DType::f64 ? 8 : 4) + kLine - 1) / kLine * kLine;
+}
+void place_partials(Call& c, char* start) {
+  for (int i = 0; i < c.gradients; ++i)
+    c.partial[i] = start + i * c.geometry.partials() * (c.dtype == DType::f64 ? 8 : 4);
+}
+Tensor allocate_bytes(const Tensor& like, int64_t bytes) {
+  const int64_t stride = 1;
+  return allocate(like, 1, &bytes, &stride, aoti_torch_dtype_uint8());
+}
+
 // One call with what it needs while it runs: an output without elements needs none.
 struct Job {
   Prepared p;
@@ -340,10 +354,6 @@ Job backward_job(const Runner& runner, const Arguments& a, const Tensor& grad, c
   job.p.keep.push_back(in_layout_of(grad, job.p.x));
   c.g = job.p.keep.back().const_data_ptr();
   c.out = job.result[0].mutable_data_ptr();
-  if (c.gradients > 0) {
-    job.p.keep.push_back(
-        workspace(job.p.parameters[0], c.dtype == DType::f64, c.gradients, c.geometry.partials(), c.partial));
-  }
   return job;
 }
 
@@ -360,6 +370,8 @@ std::vector<Tensor> run_forward_many(const Runner& runner, const std::vector<Arg
                                      const std::vector<Tensor>& x, const std::vector<std::vector<Tensor>>& parameters) {
   std::vector<Job> jobs;
   std::vector<Call> calls;
+  jobs.reserve(x.size());
+  calls.reserve(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
     jobs.push_back(forward_job(runner, a[i], x[i], parameters[i]));
     if (x[i].numel() > 0) calls.push_back(jobs.back().p.call);
@@ -375,12 +387,26 @@ std::vector<std::vector<Tensor>> run_backward_many(const Runner& runner, const s
                                                    const std::vector<std::vector<Tensor>>& parameters) {
   std::vector<Job> jobs;
   std::vector<Call> calls;
+  jobs.reserve(x.size());
+  calls.reserve(x.size());
+  int64_t bytes = 0;
   for (size_t i = 0; i < x.size(); ++i) {
     jobs.push_back(backward_job(runner, a[i], g[i], x[i], parameters[i]));
-    if (x[i].numel() > 0) calls.push_back(jobs.back().p.call);
+    if (x[i].numel() == 0) continue;
+    calls.push_back(jobs.back().p.call);
+    bytes += partials_bytes(calls.back());
   }
-  if (!calls.empty()) runner.backward_many(calls, x[0]);
+  if (!calls.empty()) {
+    const Tensor partials = allocate_bytes(x[0], bytes);
+    char* start = static_cast<char*>(partials.mutable_data_ptr());
+    for (Call& c : calls) {
+      place_partials(c, start);
+      start += partials_bytes(c);
+    }
+    runner.backward_many(calls, x[0]);
+  }
   std::vector<std::vector<Tensor>> result;
+  result.reserve(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
     result.push_back(std::move(jobs[i].result));
     if (x[i].numel() > 0 && jobs[i].p.x.get() != x[i].get()) result[i][0] = restore(result[i][0], x[i]);
@@ -451,6 +477,8 @@ std::vector<std::array<Tensor, 2>> run_forward_sums_many(const Runner& runner, c
                                                          const std::vector<std::vector<Tensor>>& parameters) {
   std::vector<Job> jobs;
   std::vector<Call> calls;
+  jobs.reserve(x.size());
+  calls.reserve(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
     jobs.push_back(sums_job(runner, a[i], x[i], parameters[i]));
     if (x[i].numel() > 0) calls.push_back(jobs.back().p.call);
@@ -474,6 +502,8 @@ void run_in_place_many(const Runner& runner, const std::vector<Arguments>& a, co
                        const std::vector<std::array<Tensor, 2>>& planes, std::array<const char*, 2> names) {
   std::vector<Job> jobs;
   std::vector<Call> calls;
+  jobs.reserve(x.size());
+  calls.reserve(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
     jobs.push_back(state_job(runner, a[i], x[i], parameters[i], planes[i], names));
     if (x[i].numel() > 0) calls.push_back(jobs.back().p.call);
@@ -487,6 +517,8 @@ std::vector<Tensor> run_backward(const Runner& runner, const Arguments& a, const
                                  const std::vector<Tensor>& parameters) {
   Job job = backward_job(runner, a, grad, x, parameters);
   if (x.numel() == 0) return std::move(job.result);
+  const Tensor partials = allocate_bytes(x, partials_bytes(job.p.call));
+  place_partials(job.p.call, static_cast<char*>(partials.mutable_data_ptr()));
   runner.backward(job.p.call, job.p.x);
   job.result[0] = job.finished(x);
   return std::move(job.result);

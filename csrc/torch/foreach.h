@@ -23,6 +23,8 @@ struct Each {
         step.size() == n && qmin.size() == n && qmax.size() == n && axis.size() == n && group_size.size() == n,
         "fastq::", op, ": x, step, qmin, qmax, axis and group_size must be lists of one length, got ", n, ", ",
         step.size(), ", ", qmin.size(), ", ", qmax.size(), ", ", axis.size(), " and ", group_size.size());
+    arguments.reserve(n);
+    parameters.reserve(n);
     for (size_t i = 0; i < n; ++i) {
       STD_TORCH_CHECK(x[i].device() == x[0].device(), "fastq::", op, ": all tensors must be on one device");
       arguments.push_back(of(i));

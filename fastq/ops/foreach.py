@@ -53,13 +53,14 @@ class Arguments(Places):
 def _check_all(
     x: Sequence[torch.Tensor], step: Sequence[torch.Tensor], axis: Sequence[int], group_size: Sequence[int], op: str = "foreach_lsq"
 ) -> None:
-    for i, (w, s) in enumerate(zip(x, step, strict=True)):
-        try:
+    i, device = 0, x[0].device if x else None
+    try:
+        for i, (w, s) in enumerate(zip(x, step, strict=True)):
             check(op, w, s, None, axis[i], group_size[i])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{error} (tensor {i})") from None
-        if w.device != x[0].device:
-            raise ValueError(f"{op}: all weights must be on one device, got {x[0].device} and {w.device} (tensor {i})")
+            if w.device != device:
+                raise ValueError(f"{op}: all weights must be on one device, got {device} and {w.device}")
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} (tensor {i})") from None
 
 
 def _fake_forward(
@@ -177,11 +178,15 @@ def places(
         raise ValueError(f"{op}: there must be a step for each weight, got {len(weights)} weights and {len(steps)} steps")
     if not eps > 0:
         raise ValueError(f"{op}: eps must be positive, got {eps}")
-    given = (("bits", bits), ("signed", signed), ("narrow", narrow), ("axis", axis), ("group_size", group_size))
-    ranges, where = [], []
-    for w, b, s, small, a, group in zip(weights, *(_each(op, name, value, len(weights)) for name, value in given), strict=True):
+    n = len(weights)
+    if isinstance(bits, list) or isinstance(signed, list) or isinstance(narrow, list):
+        each = (_each(op, name, value, n) for name, value in (("bits", bits), ("signed", signed), ("narrow", narrow)))
+        ranges = [integer_range(op, *one) for one in zip(*each, strict=True)]
+    else:
+        ranges = [integer_range(op, bits, signed, narrow)] * n
+    where = []
+    for w, a, group in zip(weights, _each(op, "axis", axis, n), _each(op, "group_size", group_size, n), strict=True):
         check_input(op, w)
-        ranges.append(integer_range(op, b, s, small))
         where.append(normalize_axis(op, w, a, group))
     return Places([low for low, _ in ranges], [high for _, high in ranges], [a for a, _ in where], [group for _, group in where])
 

@@ -37,11 +37,12 @@ def build(methods: set[str]) -> Path:
             path.unlink()
     lists = {path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")} - {"direct", "kernels", "sat"}
     assert methods <= lists, methods - lists
-    left_out = objects / "left_out.cu"
-    left_out.write_text(
+    text = (
         f'#include "{ROOT}/csrc/cuda/kernels.h"\n#define NONE(name, ...) extern const Launchers name##_launchers = {{}};\n'
         f"namespace fastq::cuda {{ {' '.join(f'FASTQ_{name.upper()}(NONE)' for name in sorted(lists - methods))} }}\n"
     )
+    left_out = objects / f"left_out_{hashlib.sha256(text.encode()).hexdigest()[:16]}.cu"
+    left_out.write_text(text)
     kernels = [ROOT / "csrc" / "cuda" / f"{name}.cu" for name in sorted({"direct", "kernels", "sat", *methods})]
     bridge = [ROOT / "csrc/torch/direct.cpp", ROOT / "csrc/torch/elementwise.cpp", ROOT / "tests/cuda/emulation.cpp"]
     compiler = os.environ.get("CXX", "g++")
@@ -53,22 +54,24 @@ def build(methods: set[str]) -> Path:
         else:
             how = ["-O0", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(torch_folder / "include")]
         command = [compiler, *FLAGS, *how, str(source)]
-        text = subprocess.run([*command, "-E"], capture_output=True).stdout  # what does not pass here has its message below
-        out = objects / f"{source.stem}-{hashlib.sha256(' '.join(command).encode() + text).hexdigest()[:16]}.o"
+        made = subprocess.run([*command, "-E"], capture_output=True).stdout  # what does not pass here has its message below
+        out = objects / f"{source.stem}-{hashlib.sha256(' '.join(command).encode() + made).hexdigest()[:16]}.o"
         if out.exists():
             out.touch()
             return out
-        done = subprocess.run([*command, "-c", "-o", f"{out}.new"], capture_output=True, text=True)
+        new = Path(f"{out}.{os.getpid()}")
+        done = subprocess.run([*command, "-c", "-o", str(new)], capture_output=True, text=True)
         if done.returncode != 0 or done.stderr:
             pytest.fail(f"{source.name}: {done.stderr}")
-        return Path(f"{out}.new").replace(out)
+        return new.replace(out)
 
     with ThreadPoolExecutor(2) as pool:
         compiled = list(pool.map(compile, [*kernels, left_out, *bridge]))
     library = objects / f"{hashlib.sha256(str(compiled).encode()).hexdigest()[:16]}.so"
     libraries = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    subprocess.run([compiler, "-shared", "-o", f"{library}.new", *map(str, compiled), *libraries], check=True)
-    return Path(f"{library}.new").replace(library)
+    new = Path(f"{library}.{os.getpid()}")
+    subprocess.run([compiler, "-shared", "-o", str(new), *map(str, compiled), *libraries], check=True)
+    return new.replace(library)
 
 
 @pytest.fixture(scope="module")
