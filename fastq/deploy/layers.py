@@ -18,6 +18,7 @@ differ at the borders alone, come from the weights and an input of ones. Terms w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import nn
 
 from .. import checks
 from ..granularity import compute_dtype
+from ..nn.base import keeping_precision
 from ..ops import direct_weight
 from . import integer
 
@@ -118,6 +120,10 @@ class CodedLayer(nn.Module):
     def zero(self) -> int:
         """The input code that is stored as 0."""
         return 0 if self.inputs is None else self.inputs.zero
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        # what is rounded to half precision finds other codes than the quantizer, whose parameters are not
+        return super()._apply(keeping_precision(fn), recurse)
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
         """The codes of ``x`` less ``zero``, int8, by the formula of :class:`fastq.nn.Grid`. NaN is stored as 0."""
@@ -356,6 +362,13 @@ class LookupLayer(CodedLayer):
         have, needed = (0 if t is None else t.numel() for t in (self.input_levels, self.inputs))
         if have != needed:
             raise ValueError(f"{have} input levels for {needed} codes of the input")
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        bias = self.bias
+        super()._apply(fn, recurse)
+        if bias is not None:
+            self.bias = fn(bias)  # of the layer in floating point, whose dtype it follows
+        return self
 
     def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The quantized input, NaN where ``x`` is, and the weight, of the dtype of ``x``."""

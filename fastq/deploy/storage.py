@@ -1,9 +1,10 @@
 """``fastq.save`` and ``fastq.load``: an integer network in a safetensors file.
 
-The file's metadata has one key, ``"fastq"``, whose value is JSON: ``version``, ``checksum`` and ``layers``, which says per integer
-or look-up layer its kind and numbers. Weight codes are packed to the bits of their range (2-bit codes take 2 bits); every other
-tensor of the network's ``state_dict`` is stored as it is. Version 1 is what fastq wrote when all grids had a zero; it is read as
-version 2 with ``"odd_inputs"``, ``"odd_weights"`` and ``"magnitude"`` false.
+The file's metadata has one key, ``"fastq"``, whose value is JSON: ``version``, ``checksum``, ``disabled``, the names of quantizers
+that are left and not enabled, and ``layers``, which says per integer or look-up layer its kind and numbers. Weight codes are packed
+to the bits of their range (2-bit codes take 2 bits); every other tensor of the network's ``state_dict`` is stored as it is.
+Version 1 is what fastq wrote when all grids had a zero; it is read as version 2 with ``"odd_inputs"``, ``"odd_weights"`` and
+``"magnitude"`` false.
 
 ``checksum`` is the SHA-256 of the whole file with the checksum's digits as zeros, so that no damaged byte passes.
 """
@@ -25,6 +26,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ..nn import Quantizer
 from .layers import CodedLayer, Codes, IntegerConv, IntegerLayer, IntegerLinear, LookupConv, LookupLayer, LookupLinear, take_hooks
 
 __all__ = ["FormatError", "load", "save"]
@@ -93,7 +95,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
             tensors[f"{name}.codes" if name else "codes"] = _pack(module.codes, stored)
     if not layers:
         raise ValueError("save: model has no integer layer; give the network that fastq.convert returns")
-    header = {"version": VERSIONS[-1], "checksum": "0" * 64, "layers": layers}
+    disabled = [name for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Quantizer) and not m.enabled]
+    header = {"version": VERSIONS[-1], "checksum": "0" * 64, "disabled": disabled, "layers": layers}
     data = safetensors.torch.save(tensors, {"fastq": json.dumps(header, separators=(",", ":"))})
     digest = hashlib.sha256(data).hexdigest().encode()
     data = _CHECKSUM.sub(lambda match: match[1] + digest + match[3], data, count=1)
@@ -181,6 +184,11 @@ def load(source: str | os.PathLike[str] | bytes, model: nn.Module) -> nn.Module:
                 setattr(network.get_submodule(parent), child, layer)
             layer.__dict__["replaced"] = old  # alive while its id is a key
         network.load_state_dict(tensors, strict=True)
+        for m in network.modules():
+            if isinstance(m, Quantizer):
+                m.enabled = True
+        for path in header.get("disabled", []):
+            network.get_submodule(path).enabled = False  # type: ignore[assignment]
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise FormatError(f"load: {name} does not fit the model: {reason:.300}") from None

@@ -20,6 +20,21 @@ from .initializers import as_rows
 __all__ = ["FirstBatch", "Grid", "LearnedQuantizer", "Quantizer"]
 
 
+def keeping_precision(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What ``nn.Module._apply`` is given, but float tensors become float32 where they would become less."""
+
+    def apply(t: torch.Tensor) -> torch.Tensor:
+        new = fn(t)
+        return t.to(new.device, torch.float32) if t.is_floating_point() and new.dtype.itemsize < 4 else new
+
+    return apply
+
+
+def in_group() -> bool:
+    """Whether this process is one of several that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 @dataclass(frozen=True)
 class Grid:
     """The values that a quantizer gives: evenly spaced, one for each integer code ``k`` from ``qmin`` to ``qmax``.
@@ -71,7 +86,8 @@ class Quantizer(nn.Module):
     """A module that fake-quantizes: what the layers of :mod:`fastq.nn`, recipes, ``convert`` and ``diagnose`` rely on.
 
     A subclass has ``forward(x)``, an attribute ``bits``, and, where its values are evenly spaced, :meth:`codes` and :meth:`grid`.
-    ``enabled`` is False while the recipe trains in full precision: the layer then does not call the quantizer.
+    ``enabled`` is False while the recipe trains in full precision: the layer then does not call the quantizer. It is no part of the
+    ``state_dict``: :class:`fastq.recipes.Training` sets it for the step it goes on at, and :func:`fastq.load` as it was saved.
     """
 
     bits: Any
@@ -121,11 +137,7 @@ class Quantizer(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         # The ops want fp32 parameters for half-precision inputs, and a step rounded to bf16 is another quantizer.
-        def keep_precision(t: torch.Tensor) -> torch.Tensor:
-            new = fn(t)
-            return t.to(new.device, torch.float32) if t.is_floating_point() and new.dtype.itemsize < 4 else new
-
-        return super()._apply(keep_precision, recurse)
+        return super()._apply(keeping_precision(fn), recurse)
 
 
 class LearnedQuantizer(Quantizer):
@@ -228,7 +240,7 @@ class FirstBatch(LearnedQuantizer):
             return
         held = [p for p in (getattr(self, name) for name in self.learned) if p is not None]
         seen, before = x.numel() > 0, self._signed
-        group = synchronize and torch.distributed.is_available() and torch.distributed.is_initialized()
+        group = synchronize and in_group()
         if self.decides_sign:
             negative = (x.detach() < 0).any().to(torch.int32)
             if group:

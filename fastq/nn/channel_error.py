@@ -9,8 +9,9 @@ import torch
 from ..channels import channel_weights, step_gradient, update_step_
 from ..granularity import normalize_axis
 from ..ops.channel_error import ChannelError as Function
-from ..ops.channel_error import stats_of
+from ..ops.channel_error import ChannelStats, stats_of
 from ..ranges import BOUNDARIES
+from .base import in_group
 from .quantizer import LSQ
 
 __all__ = ["ChannelError"]
@@ -32,6 +33,13 @@ class _AddGradient(torch.autograd.Function):
         return g, extra, None
 
 
+def _of_all_ranks(x: torch.Tensor, axis: int, sums: torch.Tensor) -> ChannelStats:
+    """The means over the elements that all ranks saw, as sums over one: how many those are is known on the device alone."""
+    totals = torch.cat([sums.detach().flatten(), sums.new_tensor([x.numel() // max(x.shape[axis], 1)])])
+    torch.distributed.all_reduce(totals)
+    return ChannelStats(1, *(totals[:-1] / totals[-1].clamp(min=1)).view(sums.shape).unbind(0))
+
+
 class ChannelError(LSQ):
     """Fake-quantize with one step for all channels, trained on an objective that weighs each channel by its own variance.
 
@@ -40,7 +48,9 @@ class ChannelError(LSQ):
     are not published in the sources we had. In training each forward pass is one pass over ``x``, which gives ``y`` and all sums.
 
     ``update="closed"``: after it the step moves to ``momentum * step + (1 - momentum) * s_new``, where ``s_new`` is best for the
-    codes at hand; the step gets no gradient. ``update="gradient"``: the step is learned as LSQ's, and its gradient gets
+    codes at hand; the step gets no gradient. In a process group the sums are those of all ranks, which have to take part in every
+    forward pass of training, as for ``torch.nn.SyncBatchNorm``: no gradient would keep their steps equal. ``moves``, an attribute,
+    is False while a recipe trains the network alone. ``update="gradient"``: the step is learned as LSQ's, and its gradient gets
     ``strength * dJ/ds`` in addition. In evaluation it is :class:`fastq.nn.LSQ`.
 
     Args:
@@ -56,6 +66,8 @@ class ChannelError(LSQ):
     Raises:
         TypeError, ValueError: an argument, or later an ``x``, does not fit; the message says what was expected.
     """
+
+    moves: bool = True
 
     def __init__(
         self, bits: int | tuple[int, int], *, signed: bool | None = True, narrow: bool = False, axis: int = 1,
@@ -79,20 +91,21 @@ class ChannelError(LSQ):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._ready(x)
-        if not self.training or x.numel() == 0:
+        closed, group = self.update == "closed", self.update == "closed" and in_group()
+        if not self.training or (closed and not self.moves) or (x.numel() == 0 and not group):
             return super().forward(x)
         step, _ = self._parameters_for(x)
         axis, _ = normalize_axis("ChannelError", x, self.channel_axis, None)
         # the step is changed before the backward pass, which needs the one of this forward pass
-        held = step.detach().clone() if self.update == "closed" else step
+        held = step.detach().clone() if closed else step
         how = (*self._range(), axis, BOUNDARIES[self.boundary], self.grad_scale, self.eps)
         y, sums = Function.apply(x, held, *how, True)
-        stats = stats_of(x, axis, sums)
+        stats = _of_all_ranks(x, axis, sums) if group else stats_of(x, axis, sums)
         if self.weighing:
             weights = channel_weights(stats, eps=self.variance_eps)
         else:
             weights = torch.full_like(stats.qq, 1.0 / max(stats.elements, 1))
-        if self.update == "closed":
+        if closed:
             update_step_(self.step, stats, weights, momentum=self.momentum)
             return y
         return _AddGradient.apply(y, step, self.strength * step_gradient(step, stats, weights))

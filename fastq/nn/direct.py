@@ -11,7 +11,6 @@ levels free or by a basis, how much of the rest of an update is kept (``rho``), 
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
@@ -22,6 +21,7 @@ from ..ops import direct_update_, direct_weight
 from ..ops.direct import DTYPES
 from ..reference.direct import nearest_level
 from .base import Quantizer
+from .layers import taken_over
 
 __all__ = ["DIRECT", "DirectConv1d", "DirectConv2d", "DirectLinear", "DirectOptimizer", "DirectWeight", "open_deltas"]
 
@@ -253,30 +253,26 @@ class _Direct:
 
     @classmethod
     def from_float(cls, module: Any, weight: DirectWeight, input_quantizer: Quantizer | None = None) -> Self:
-        """``module`` with its weight as codes: its bias, buffers and hooks are the same ones, its weight initializes ``weight``.
+        """``module`` with its weight as codes, which initializes ``weight``; bias, buffers, hooks, attributes and mode are its own.
 
         ``input_quantizer`` quantizes the input of the layer; None leaves it in floating point.
 
-        Raises ``TypeError`` for another type of module or weight.
+        Raises ``TypeError`` for another type of module or weight, ``ValueError`` for a weight or bias that a hook computes, or a
+        forward that was replaced on the instance.
         """
-        if not isinstance(module, cls._float):
-            raise TypeError(f"{cls.__name__}: module must be a torch.nn.{cls._float.__name__}, got {type(module).__name__}")
         if not isinstance(weight, DirectWeight):
             raise TypeError(f"{cls.__name__}: weight must be a fastq.nn.DirectWeight, got {type(weight).__name__}")
         if not isinstance(input_quantizer, Quantizer | None):
             kind = type(input_quantizer).__name__
             raise TypeError(f"{cls.__name__}: input_quantizer must be a fastq.nn.Quantizer or None, got {kind}")
-        given: Any = module.weight
+        layer: Any = taken_over(cls, module)
+        given = layer._parameters.pop("weight")
         weight.initialize(given)
         weight.dtype = given.dtype
-        layer: Any = cls.__new__(cls)
-        layer.__dict__.update(copy.copy(module.__dict__))
-        layer._parameters = {name: p for name, p in module._parameters.items() if name != "weight"}
         if input_quantizer is not None:
             input_quantizer.to(given.device)
-        layer._modules = dict(module._modules) | {"direct": weight, "input_quantizer": input_quantizer}
-        layer._buffers = dict(module._buffers)
-        return layer
+        layer._modules.update({"direct": weight, "input_quantizer": input_quantizer})
+        return layer.train(module.training)
 
 
 class DirectLinear(_Direct, nn.Linear):  # type: ignore[misc, override]

@@ -16,6 +16,36 @@ from .weights import quantized_together
 __all__ = ["QUANTIZED", "QuantConv1d", "QuantConv2d", "QuantLinear"]
 
 
+def taken_over(cls: Any, module: Any) -> Any:
+    """A ``cls`` that is not initialized, with the very parameters, buffers, modules, hooks and attributes of ``module``.
+
+    Raises ``TypeError`` for a module that is no ``cls._float``; ``ValueError`` for a weight or bias that a hook computes, or a
+    forward that was replaced on the instance.
+    """
+    if not isinstance(module, cls._float):
+        raise TypeError(f"{cls.__name__}: module must be a torch.nn.{cls._float.__name__}, got {type(module).__name__}")
+    for name in ("weight", "bias"):
+        if not isinstance(getattr(module, name), nn.Parameter | None):
+            raise ValueError(
+                f"{cls.__name__}: {name} must be a parameter, but a hook computes it (weight norm, spectral norm, pruning); "
+                "make it permanent first"
+            )
+    if "forward" in vars(module):
+        raise ValueError(f"{cls.__name__}: forward was replaced on this layer itself, and quantizers would not be called by it")
+    new: Any = cls.__new__(cls)
+    state = vars(new)
+    state.update(vars(module))  # hooks are the same dicts: the handle that a user holds still removes
+    for own in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        state[own] = state[own].copy()
+    state.pop("_compiled_call_impl", None)  # of the layer in floating point
+    state["_load_state_dict_pre_hooks"] = state["_load_state_dict_pre_hooks"].copy()
+    for key, hook in state["_load_state_dict_pre_hooks"].items():
+        if getattr(hook, "with_module", False):  # these alone remember their module, so the new layer has its own
+            state["_load_state_dict_pre_hooks"][key] = hook = copy.copy(hook)
+            hook.module = weakref.ref(new)
+    return new
+
+
 class _Quantized:
     """What the three layers share. A quantizer that is None, or not enabled, leaves its tensor in
     floating point."""
@@ -59,27 +89,7 @@ class _Quantized:
         Raises ``TypeError`` for another type, ``ValueError`` for a weight or bias that a hook computes, a forward that was
         replaced on the instance, or a weight quantizer whose step does not fit.
         """
-        if not isinstance(module, cls._float):
-            raise TypeError(f"{cls.__name__}: module must be a torch.nn.{cls._float.__name__}, got {type(module).__name__}")
-        for name in ("weight", "bias"):
-            if not isinstance(getattr(module, name), nn.Parameter | None):
-                raise ValueError(
-                    f"{cls.__name__}: {name} must be a parameter, but a hook computes it (weight norm, spectral norm, pruning); "
-                    "make it permanent first"
-                )
-        if "forward" in vars(module):
-            raise ValueError(f"{cls.__name__}: forward was replaced on this layer itself, and quantizers would not be called by it")
-        new: Any = cls.__new__(cls)
-        state = vars(new)
-        state.update(vars(module))  # hooks are the same dicts: the handle that a user holds still removes
-        for own in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            state[own] = state[own].copy()
-        state.pop("_compiled_call_impl", None)  # of the layer in floating point
-        state["_load_state_dict_pre_hooks"] = state["_load_state_dict_pre_hooks"].copy()
-        for key, hook in state["_load_state_dict_pre_hooks"].items():
-            if getattr(hook, "with_module", False):  # these alone remember their module, so the new layer has its own
-                state["_load_state_dict_pre_hooks"][key] = hook = copy.copy(hook)
-                hook.module = weakref.ref(new)
+        new: Any = taken_over(cls, module)
         new._set_quantizers(weight_quantizer, input_quantizer)
         return new.train(module.training)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..nn import LSQ, DirectOptimizer, DirectWeight, Quantizer, Tempered, step_oscillations_
+from ..nn import LSQ, ChannelError, DirectOptimizer, DirectWeight, Quantizer, Tempered, step_oscillations_
 from ..nn.oscillation import OscillationLSQ
 from ..ops.foreach import foreach_dampening
 from ..schedules import dampening_weight, freezing_threshold, tempering_decay
@@ -16,6 +17,24 @@ from .batch_norm import _call, reestimate_batch_norm
 from .recipe import Phase, Recipe
 
 __all__ = ["Training", "attach"]
+
+#: What is at work on a quantizer, or on weights that are codes.
+_at_work: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Training]] = weakref.WeakKeyDictionary()
+
+
+def _quantized(modules: Iterable[nn.Module], which: str) -> list[tuple[nn.Module, Quantizer]]:
+    """The layers that have a quantizer of weights, or of inputs, and this quantizer."""
+    return [(m, q) for m in modules if isinstance(q := getattr(m, f"{which}_quantizer", None), Quantizer)]
+
+
+def _width(q: Quantizer) -> Any:
+    return q.bits if q.enabled else None
+
+
+def _own(q: Quantizer) -> Any:
+    """Its own width: the one it has, or had before a phase gave it that."""
+    given, own = vars(q).get("_of_phase", (None, q.bits))
+    return own if given == _width(q) else q.bits
 
 
 class Training:
@@ -32,15 +51,11 @@ class Training:
         self._ends = recipe.phase_ends(steps)
         self._phases = recipe.phases or (Phase(),)
         modules = list(model.modules())
-        found = {
-            which: [(m, q) for m in modules if isinstance(q := getattr(m, f"{which}_quantizer", None), Quantizer)]
-            for which in ("weight", "input")
-        }
-        self._quantizers = {q: (which, q.bits) for which, held in found.items() for _, q in held}
+        self._quantizers = {q: (which, _own(q)) for which in ("weight", "input") for _, q in _quantized(modules, which)}
         self._tempered = [m for m in modules if isinstance(m, Tempered)]
         self._oscillates = any(isinstance(q, OscillationLSQ) for q in self._quantizers)
-        self._dampened = [m for m, q in found["weight"] if isinstance(q, LSQ)]
-        self._widths: dict[Quantizer, Any] = {q: q.bits for q in self._quantizers}
+        self._dampened = [m for m, q in _quantized(modules, "weight") if isinstance(q, LSQ)]
+        self._widths = {q: _width(q) for q in self._quantizers}
         self._frozen: list[tuple[Any, str, Any]] = []
         self._number: int | None = None
         self._direct = None
@@ -50,6 +65,8 @@ class Training:
             self._direct = DirectOptimizer(optimizer, model)
         self._set()
         self._hook = optimizer.register_step_post_hook(self._after)  # after DirectOptimizer's: codes have moved
+        self._own = [m for m in modules if isinstance(m, (Quantizer, DirectWeight))]
+        _at_work.update(dict.fromkeys(self._own, weakref.ref(self)))
 
     @property
     def phase(self) -> Phase:
@@ -97,6 +114,7 @@ class Training:
         if bits != self._widths[q]:
             q.set_bits(bits)
             self._widths[q] = bits
+            vars(q)["_of_phase"] = (bits, own)
 
     def _freeze(self, train: str) -> None:
         if train == "all":
@@ -107,6 +125,11 @@ class Training:
             if (id(p) in own) != (train == "quantizers"):
                 self._frozen.append((p, "requires_grad", p.requires_grad))
                 p.requires_grad, p.grad = False, None  # a gradient left behind would be stepped
+        if train == "network":
+            for q in self._quantizers:
+                if isinstance(q, ChannelError):  # no gradient moves its step
+                    self._frozen.append((q, "moves", q.moves))
+                    q.moves = False
         if train == "quantizers":
             for m in self.model.modules():
                 if isinstance(m, nn.modules.batchnorm._BatchNorm):
@@ -164,8 +187,10 @@ class Training:
         self._set()
 
     def detach(self) -> None:
-        """Take the hooks off the optimizer and give every parameter back what it was: whether it is trained."""
+        """Take the hooks off the optimizer and give every parameter back what it was: whether it is trained. Widths stay."""
         self._hook.remove()
+        for m in self._own:
+            _at_work.pop(m, None)
         if self._direct is not None:
             self._direct.detach()
         self._thaw()
@@ -206,8 +231,8 @@ def attach(recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, *
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: steps is below 1; the recipe's schedule is longer than the run; the model is not prepared; the recipe freezes
-            or tempers, and the model has no quantizer that can.
+        ValueError: steps is below 1; the recipe's schedule is longer than the run; the model is not prepared; a recipe is at work
+            on it, and was not detached; the recipe freezes, tempers or dampens, and the model has no quantizer that can.
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"attach: recipe must be a fastq.recipes.Recipe, got {type(recipe).__name__}")
@@ -227,4 +252,19 @@ def attach(recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, *
             raise ValueError(
                 f"attach: recipe {recipe.name!r} has {part}, but the model has no {kind.__name__}; prepare it with this recipe"
             )
+    if recipe.dampening is not None:
+        dampened = [q for _, q in _quantized(modules, "weight") if isinstance(q, LSQ)]
+        if not dampened:
+            raise ValueError(
+                f"attach: recipe {recipe.name!r} has dampening, but no weights of the model are quantized by LSQ, to whose grid it "
+                "pulls; prepare it with this recipe"
+            )
+        if any(q.offset is not None for q in dampened):
+            raise ValueError(
+                f"attach: recipe {recipe.name!r} has dampening, which pulls to a grid without an offset, but the weights' "
+                "quantizers learn one"
+            )
+    for m in modules:
+        if m in _at_work and (running := _at_work[m]()) is not None:
+            raise ValueError(f"attach: {running} is at work on this model; call its detach() first")
     return Training(recipe, model, optimizer, steps)

@@ -66,6 +66,31 @@ def test_round_trip(saved, architecture):
     assert not path.with_name(path.name + ".part").exists()
 
 
+def test_what_is_not_enabled_stays_so(tmp_path):
+    net = quantized()
+    for quantizer in (net[4].weight_quantizer, net[4].input_quantizer):
+        quantizer.set_bits(None)
+    network = convert(net.eval())
+    save(network, tmp_path / "net")
+    again = load(tmp_path / "net", quantized()).to(DEVICE)
+    assert torch.equal(again(X), network(X)) and not again[4].weight_quantizer.enabled
+    assert load(tmp_path / "net", net)[4].input_quantizer.enabled is False
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("recipe", ["lsq", "direct"])
+def test_half_precision_finds_the_codes_of_the_fake_quantized_network(recipe, dtype):
+    net = fastq.prepare(float_model(), fastq.recipes.RECIPES[recipe]()).model.eval()
+    net(X.cpu())
+    network = convert(net)
+    x = torch.randn(64, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+    codes = network[0].quantize(x.to(dtype))
+    for half in (network.to(dtype), convert(net.to(dtype))):
+        assert torch.equal(half[0].quantize(x.to(dtype)), codes)
+        y = half(x.to(dtype))
+        assert y.dtype == dtype and torch.allclose(y.float(), net(x.to(dtype)).float(), atol=0.1)
+
+
 def test_saving_twice_gives_the_same_bytes(saved, tmp_path):
     save(load(saved[2], float_model()), tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == saved[1]

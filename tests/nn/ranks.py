@@ -9,7 +9,7 @@ import torch
 from torch import distributed, nn
 
 import fastq
-from fastq.nn import LSQ, DirectLinear, DirectWeight, open_deltas
+from fastq.nn import LSQ, ChannelError, DirectLinear, DirectWeight, open_deltas
 
 
 def batch(rank, shape=(6, 4, 8)):
@@ -74,6 +74,17 @@ def train_codes(rank):
     return {"loss": float(loss), "first": first, "start": start, "after": model.state_dict()}
 
 
+def channel_errors(rank):
+    """A step in closed form over batches of other sizes on each rank, the last one empty on rank 0."""
+    q = ChannelError(4, momentum=0.5)
+    batches = [batch(rank), batch(rank + 2)[: 4 - rank], batch(rank)[: 6 * rank]]
+    steps = []
+    for x in batches:
+        q(x)
+        steps.append(q.step.detach().clone())
+    return {"batches": batches, "steps": steps}
+
+
 def main(folder, rank):
     store = (Path(folder) / "store").as_uri()
     wait = datetime.timedelta(seconds=60)
@@ -81,6 +92,7 @@ def main(folder, rank):
     seen = first_batches(rank)
     seen["ddp"] = train(rank)
     seen["codes"] = train_codes(rank)
+    seen["channels"] = channel_errors(rank)
     torch.save(seen, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 

@@ -11,7 +11,7 @@ from device import BACKEND, DEVICE, drawn
 from torch import nn
 
 import fastq
-from fastq.nn import DirectConv1d, DirectConv2d, DirectLinear, DirectWeight
+from fastq.nn import ChannelError, DirectConv1d, DirectConv2d, DirectLinear, DirectWeight
 from fastq.reference.direct import nearest_level
 from fastq.testing import same_bits
 
@@ -360,3 +360,20 @@ def test_a_bad_optimizer_is_named() -> None:
     optimizer.param_groups[0]["weight_decay"] = 0.1
     with pytest.raises(ValueError, match="weight_decay must be 0"):
         optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_layer_that_hooks_compute_or_whose_forward_was_replaced_is_refused_and_the_mode_is_kept() -> None:
+    with pytest.raises(ValueError, match="DirectLinear: weight must be a parameter, but a hook computes it"):
+        DirectLinear.from_float(nn.utils.weight_norm(nn.Linear(4, 4)), DirectWeight(2))
+    linear = nn.Linear(4, 4)
+    linear.forward = lambda x: x  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="DirectLinear: forward was replaced on this layer itself"):
+        DirectLinear.from_float(linear, DirectWeight(2))
+    layer = DirectLinear.from_float(nn.Linear(4, 4).eval(), DirectWeight(2), ChannelError(4, axis=-1))
+    assert layer.input_quantizer is not None and not layer.training and not layer.input_quantizer.training
+    x = torch.randn(8, 4)
+    layer(x)
+    step = layer.input_quantizer.step.detach().clone()  # type: ignore[operator]
+    layer(2 * x)
+    assert torch.equal(layer.input_quantizer.step, step)

@@ -14,7 +14,7 @@ from device import DEVICE, drawn
 from torch import nn
 
 import fastq
-from fastq.nn import LSQ
+from fastq.nn import LSQ, ChannelError
 from fastq.nn.initializers import initial_values
 
 GRAINS = {
@@ -503,6 +503,20 @@ def test_one_rank_with_negative_values_makes_all_signed(ranks):
     for rank in ranks:
         assert rank["sign"]["range"] == (-8, 7) and bool(rank["sign"]["state"]["is_signed"])
     assert torch.equal(ranks[0]["sign"]["state"]["step"], ranks[1]["sign"]["state"]["step"])
+
+
+def test_the_closed_form_of_a_step_is_that_of_all_ranks_batches(ranks):
+    left, right = (rank["channels"] for rank in ranks)
+    assert all(torch.equal(a, b) for a, b in zip(left["steps"], right["steps"], strict=True))
+    q = ChannelError(4, momentum=0.5)
+    firsts = [initial_values(r["batches"][0].cpu(), "lsq", -8, 7)[0] for r in (left, right)]
+    with torch.no_grad():
+        q.step.copy_((firsts[0] + firsts[1]) / 2)
+    q._initialized = True
+    q.initialized.fill_(True)
+    for a, b, step in zip(left["batches"], right["batches"], left["steps"], strict=True):
+        q(torch.cat([a, b]).cpu())
+        assert torch.allclose(q.step, step.cpu(), rtol=1e-6)  # the sums are added in another order
 
 
 def test_a_rank_with_an_empty_batch_has_no_say(ranks):

@@ -26,6 +26,10 @@ def net():
     )  # fmt: skip
 
 
+def prepared(name, **given):
+    return fastq.prepare(net(), RECIPES[name](**given)).model
+
+
 def begin(recipe, steps=20, lr=0.01):
     model = fastq.prepare(net(), recipe).model
     optimizer = torch.optim.SGD(param_groups(model, recipe, lr=lr), momentum=0.9)
@@ -132,6 +136,40 @@ def test_the_network_alone():
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_the_network_alone_leaves_steps_in_closed_form_as_well():
+    recipe = Recipe("mine", RECIPES["direct"](3, 3).default, phases=(Phase(2, train="network"), Phase()))
+    model, optimizer, run = begin(recipe, steps=6)
+    model(X)
+    q = model[3].input_quantizer
+    seen = [float(q.step)]
+    for _ in range(4):
+        step(model, optimizer, run)
+        seen.append(float(q.step))
+    assert seen[0] == seen[1] == seen[2] != seen[3] != seen[4]
+
+
+@pytest.mark.parametrize(("name", "given"), [("qil", {}), ("sat", {"pretraining": 5})])
+def test_a_recipe_that_is_attached_again_knows_the_widths_that_its_phases_changed(name, given):
+    recipe = RECIPES[name](2, 2, **given)
+    model, optimizer, run = begin(recipe, steps=20)
+    for _ in range(3):
+        step(model, optimizer, run)
+    with pytest.raises(ValueError, match=r"attach: Training\('\w+', step 3 of 20.* is at work on this model; call its detach"):
+        attach(recipe, model, optimizer, steps=20)
+    run.detach()
+    run = attach(recipe, model, optimizer, steps=20)
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    for _ in range(20):
+        step(model, optimizer, run)
+    assert widths(model) == [8, 2, 2, 8]
+    run.detach()
+    model[3].weight_quantizer.set_bits(3)
+    run = attach(recipe, model, optimizer, steps=20)
+    for _ in range(20):
+        step(model, optimizer, run)
+    assert widths(model) == [8, 3, 2, 8], "the width that was given last is its own"
+
+
 def test_noise_decays_with_the_steps():
     model, optimizer, run = begin(RECIPES["noise_tempering"](3, 3), steps=10)
     decays = []
@@ -180,6 +218,9 @@ def test_weights_that_are_codes_move_by_the_optimizer_without_another_line():
     for _ in range(3):
         step(model, optimizer, run)
     assert not torch.equal(model[3].direct.codes, codes)
+    run.detach()
+    assert not optimizer._optimizer_step_post_hooks
+    fastq.DirectOptimizer(optimizer, model)
     before = len(optimizer._optimizer_step_post_hooks)
     attach(run.recipe, model, optimizer, steps=5)
     assert len(optimizer._optimizer_step_post_hooks) == before + 1, "codes are not moved twice"
@@ -207,6 +248,12 @@ def test_a_step_that_was_left_out_does_not_count():
             {"recipe": RECIPES["noise_tempering"]()},
             ValueError,
             "has tempering, but the model has no Tempered; prepare",
+        ),
+        ({"recipe": RECIPES["oscillation_dampen"](), "model": prepared("sat")}, ValueError, "no weights .* are quantized by LSQ"),
+        (
+            {"recipe": RECIPES["oscillation_dampen"](), "model": prepared("lsq", weight_options={"offset": True})},
+            ValueError,
+            "dampening, which pulls to a grid without an offset",
         ),
         ({"recipe": RECIPES["sat"](pretraining=20)}, ValueError, "recipe 'sat': the schedule is longer than the run: .* 20 of 20"),
     ],
