@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..granularity import expand, normalize_axis
-from ..nn import QUANTIZED, DirectConv1d, DirectConv2d, DirectLinear, OscillationLSQ, Quantizer, SATWeight
+from ..nn import EWGS, QUANTIZED, DirectConv1d, DirectConv2d, DirectLinear, OscillationLSQ, Quantizer, SATWeight
 from ..nn.base import Grid
 from ..reference.sat import default_n_out
 from .report import Diagnosis, LayerDiagnosis, RuleOne, TensorDiagnosis
@@ -407,21 +407,19 @@ class _Subject:
     def _replaced(self, leaves: dict[str, torch.Tensor]) -> Iterator[None]:
         """Within, layers compute with ``leaves`` for weights, and all other quantizers are linear where they are."""
         with contextlib.ExitStack() as stack:
-            by_weight: dict[int, torch.Tensor] = {}
-            weighing: set[nn.Module] = set()
+            weighing: dict[nn.Module, dict[int, torch.Tensor]] = {}  # by the weight: a quantizer may have several, and a weight too
             for name, layer in self.layers.items():
                 direct, quantizer = _sources(layer)
                 if direct is not None:
                     stack.enter_context(_forward(direct, lambda name=name: leaves[name]))
                 elif _active(quantizer):
-                    by_weight[id(layer.weight)] = leaves[name]
-                    weighing.add(quantizer)
+                    leaves[name] = weighing.setdefault(quantizer, {}).setdefault(id(layer.weight), leaves[name])
                 else:
                     parameters = layer._parameters
                     stack.callback(parameters.__setitem__, "weight", parameters["weight"])
                     parameters["weight"] = leaves[name]
-            for quantizer in weighing:
-                stack.enter_context(_forward(quantizer, lambda w: by_weight[id(w)]))
+            for quantizer, by_weight in weighing.items():
+                stack.enter_context(_forward(quantizer, lambda w, by_weight=by_weight: by_weight[id(w)]))
             for module in self.model.modules():
                 if isinstance(module, Quantizer) and module not in weighing:
                     stack.enter_context(_forward(module, _linearised(module)))
@@ -503,11 +501,25 @@ def _linearised(quantizer: Quantizer) -> Callable[[torch.Tensor], torch.Tensor]:
 
     def linear(x: torch.Tensor) -> torch.Tensor:
         at = x.detach().requires_grad_()
-        value = forward(at)
+        with _unscaled(quantizer):
+            value = forward(at)
         (slope,) = torch.autograd.grad(value, at, torch.ones_like(value))
         return _Linear.apply(x, value.detach(), slope.detach())
 
     return linear
+
+
+@contextlib.contextmanager
+def _unscaled(quantizer: Quantizer) -> Iterator[None]:
+    """EWGS scales a gradient by its sign, which a slope does not know; what it computes does not depend on ``delta``."""
+    if not isinstance(quantizer, EWGS):
+        yield
+        return
+    delta, quantizer.delta = quantizer.delta, 0.0
+    try:
+        yield
+    finally:
+        quantizer.delta = delta
 
 
 @contextlib.contextmanager

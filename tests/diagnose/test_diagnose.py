@@ -266,6 +266,38 @@ def test_gradients_are_those_of_training(name):
     assert d.layer("0").gradient == pytest.approx(float(first.weight.grad.square().mean().sqrt()), rel=1e-5)
 
 
+def test_the_scaling_of_gradients_by_ewgs_is_no_slope():
+    """Slopes are those of ``delta = 0``, as the docstring says: with ones for a gradient the scaling would be part of them."""
+    first, x = linear(drawn((16, 6)) * 0.4, None, fixed(8, 0.05)), drawn((8, 6), 1)
+    quantizer = trained(EWGS(2, weight=False).to(DEVICE), first(x).detach())
+    model = nn.Sequential(first, linear(drawn((4, 16)), None, quantizer))
+    found = []
+    for quantizer.delta in (0.0, 0.7):
+        delta = quantizer.delta
+        d = fastq.diagnose(model, [x], lambda model, x: model(x).pow(4).mean(), probes=4).layer("0")
+        found.append((d.gradient, d.trace))
+        assert quantizer.delta == delta, "it is put back"
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["two quantizers", "one quantizer"])
+def test_layers_that_share_a_weight_keep_their_own_quantized_one(shared):
+    model = nn.Sequential(linear(drawn((3, 3)), fixed(8, 0.05)), nn.Tanh(), linear(drawn((3, 3)), fixed(2, 0.6)))
+    model[2].weight = model[0].weight
+    if shared:
+        model[2].weight_quantizer = model[0].weight_quantizer
+    x = drawn((5, 3), 1)
+    d = fastq.diagnose(model, [x], lambda model, x: model(x).pow(4).mean(), probes=2)
+    v1, v2 = (model[i].weight_quantizer(model[i].weight).detach().requires_grad_() for i in (0, 2))
+    if shared:
+        v2 = v1
+    value = (torch.tanh(x @ v1.T) @ v2.T).pow(4).mean()
+    assert d.loss == pytest.approx(float(value.detach()), rel=1e-6)
+    for i, v in ((0, v1), (2, v2)):
+        (g,) = torch.autograd.grad(value, v, retain_graph=True)
+        assert d.layer(str(i)).gradient == pytest.approx(float(g.square().mean().sqrt()), rel=1e-5)  # fp32 products of 15 terms
+
+
 def test_the_same_seed_gives_the_same_numbers():
     model = network()
     first, second, other = (fastq.diagnose(model, [batch()], loss, seed=seed) for seed in (3, 3, 4))
