@@ -59,6 +59,12 @@ class Comparison:
         )
 
 
+def _input(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
+    """What a layer was called with, by position or by keyword."""
+    given: torch.Tensor = arguments[0] if arguments else keywords["input"]
+    return given
+
+
 @torch.no_grad()
 def compare(model: nn.Module, converted: nn.Module, x: torch.Tensor) -> Comparison:
     """Run ``x`` through ``model`` (in eval mode; its mode is restored) and ``converted``, and count what differs.
@@ -78,11 +84,11 @@ def compare(model: nn.Module, converted: nn.Module, x: torch.Tensor) -> Comparis
 
     def remember(name: str) -> Any:
         # the integer layer's quantize gives the codes of the fake quantizer, bit for bit (tests/deploy), in int8
-        return lambda module, arguments: inputs[name].append(integers[name].quantize(arguments[0]))
+        return lambda module, *given: inputs[name].append(integers[name].quantize(_input(*given)))
 
     def measure(name: str) -> Any:
-        def hook(module: Any, arguments: Any) -> None:
-            before, now = inputs[name].pop(0), module.quantize(arguments[0])
+        def hook(module: Any, *given: Any) -> None:
+            before, now = inputs[name].pop(0), module.quantize(_input(*given))
             total = totals[name]
             total[0] += now.numel()
             total[1] += int((before != now).sum())
@@ -93,8 +99,8 @@ def compare(model: nn.Module, converted: nn.Module, x: torch.Tensor) -> Comparis
         return hook
 
     modes = {module: module.training for module in model.modules()}
-    hooks = [model.get_submodule(name).register_forward_pre_hook(remember(name)) for name in coded]
-    hooks += [integers[name].register_forward_pre_hook(measure(name)) for name in coded]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(remember(name), with_kwargs=True) for name in coded]
+    hooks += [integers[name].register_forward_pre_hook(measure(name), with_kwargs=True) for name in coded]
     try:
         model.eval()
         first, second = model(x), converted(x)

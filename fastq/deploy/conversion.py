@@ -67,8 +67,8 @@ def convert(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``model`` is no ``torch.nn.Module``.
-        ValueError: nothing is quantized; a quantizer is not initialised; a weight holds NaN; a granularity, range or size has
-            no integer form. The message names the layer.
+        ValueError: nothing is quantized, or no quantizer is enabled; a quantizer is not initialised; a weight holds NaN; a
+            granularity, range or size has no integer form. The message names the layer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -82,6 +82,12 @@ def convert(model: nn.Module) -> nn.Module:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"convert: layer {name or '(the model itself)'}: {error}") from None
     if not made:
+        for name, module in model.named_modules():
+            if isinstance(getattr(module, "weight_quantizer", None), Quantizer):
+                where = f"layer {name or '(the model itself)'}"
+                raise ValueError(
+                    f"convert: {where}: its weight quantizer is not enabled, as in a phase of full precision; convert later"
+                )
         raise ValueError("convert: model has no layer with a weight and an input quantizer; call fastq.prepare first")
     # deepcopy looks its memo up before it copies: a layer met under two names becomes one integer layer, as it was one
     memo: dict[int, Any] = {id(module): layer for module, layer in made.items()}

@@ -164,7 +164,10 @@ def load(source: str | os.PathLike[str] | bytes, model: nn.Module) -> nn.Module:
     Raises:
         FormatError: the file is truncated, corrupted, foreign, of another version, or does not fit ``model``. Nothing is loaded.
         OSError: the file cannot be read.
+        TypeError: ``model`` is no ``torch.nn.Module``.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"load: model must be a torch.nn.Module, got {type(model).__name__}")
     name = "the data" if isinstance(source, bytes) else os.fspath(source)
     header, tensors = _read(source if isinstance(source, bytes) else Path(source).read_bytes(), name)
     network: nn.Module = copy.deepcopy(model).cpu()

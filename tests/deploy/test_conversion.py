@@ -226,6 +226,13 @@ def used(layer, x):
     return layer
 
 
+def resting(layer):
+    """As in a phase of full precision."""
+    layer.weight_quantizer.set_bits(None)
+    layer.input_quantizer.set_bits(None)
+    return layer
+
+
 def spoilt_step():
     layer = ready(nn.Linear(4, 2), weight_quantizer=PACT(4, two_sided=True), input_quantizer=LSQ(4))
     layer.weight_quantizer.alpha.data.fill_(float("inf"))
@@ -244,6 +251,10 @@ def spoilt():
         (ValueError, "its weight holds NaN", spoilt),
         (TypeError, "must be a torch.nn.Module, got int", lambda: 3),
         (ValueError, "no layer with a weight and an input quantizer", lambda: nn.Sequential(nn.Linear(3, 3))),
+        (
+            ValueError, "convert: layer 1: its weight quantizer is not enabled, as in a phase of full precision",
+            lambda: nn.Sequential(nn.ReLU(), resting(ready(nn.Linear(4, 2), weight_quantizer=LSQ(4), input_quantizer=LSQ(4)))),
+        ),
         (ValueError, "layer 0: its input quantizer is not initialised", lambda: nn.Sequential(unready())),
         (
             ValueError, "along axis 1; integers need axis 0",

@@ -96,6 +96,11 @@ def test_saving_twice_gives_the_same_bytes(saved, tmp_path):
     assert (tmp_path / "again").read_bytes() == saved[1]
 
 
+def test_a_model_that_is_none(saved):
+    with pytest.raises(TypeError, match=r"load: model must be a torch\.nn\.Module, got NoneType"):
+        load(saved[2], None)
+
+
 def test_every_flipped_bit_is_found(saved):
     data, model = saved[1], float_model()
     for position in range(0, len(data), 3):
@@ -161,3 +166,22 @@ def test_compare_counts(saved):
     changed = compare(model, network, X)
     assert changed.layers[1].flips > 0 and changed.layers[1].largest_accumulator_difference > 0
     assert changed.largest_logit_difference > 1e-3
+
+
+class ByKeyword(nn.Module):
+    """Calls its layer by keyword, as torch's layers allow; integer ones have another name for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = QuantLinear(8, 3, weight_quantizer=LSQ(4), input_quantizer=LSQ(4))
+
+    def forward(self, x):
+        return self.fc(input=x) if isinstance(self.fc, QuantLinear) else self.fc(x)
+
+
+def test_compare_knows_inputs_that_are_given_by_keyword():
+    torch.manual_seed(2)
+    model, x = ByKeyword().to(DEVICE), X.flatten(1)[:, :8]
+    model(x)
+    report = compare(model, convert(model), x)
+    assert [(layer.name, layer.codes, layer.flips) for layer in report.layers] == [("fc", x.numel(), 0)]
