@@ -75,9 +75,9 @@ def tempering_decay(step: int, total: int, *, initial: float = 1.0, rate: float 
     A reconstruction, as :func:`fastq.tempered` is: ``initial`` (lambda_0, from 0 to 1) and ``rate`` (kappa, not negative; 5 leaves
     0.7 % at the end) are ours. Past the end it stays at its last value. Raises ``ValueError`` for what is out of range.
     """
-    if total < 1:
-        raise ValueError(f"tempering_decay: total must be at least 1 step, got {total}")
-    if step < 0:
+    if not 1 <= total < math.inf:
+        raise ValueError(f"tempering_decay: total must be finite and at least 1 step, got {total}")
+    if not step >= 0:
         raise ValueError(f"tempering_decay: step must be at least 0, got {step}")
     if not 0 <= initial <= 1:
         raise ValueError(f"tempering_decay: initial must be from 0 to 1, got {initial}")

@@ -73,8 +73,8 @@ class EWGS(FirstBatch):
         level_count("EWGS", bits)
         check_delta(delta, "EWGS")
         check_boundary(boundary, "EWGS")
-        if not eps > 0:
-            raise ValueError(f"EWGS: eps must be positive, got {eps}")
+        if not 0 < eps < math.inf:
+            raise ValueError(f"EWGS: eps must be positive and finite, got {eps}")
         if learn_scale and group_size is not None:
             raise ValueError("EWGS: group_size needs learn_scale=False; a scale is one per tensor or per index of an axis")
         super().__init__(

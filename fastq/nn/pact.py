@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -57,8 +58,8 @@ class PACT(FirstBatch):
     ) -> None:  # fmt: skip
         level_count("PACT", bits)
         check_flags("PACT", calibrated=calibrated, two_sided=bool(two_sided) if two_sided is None else two_sided)
-        if not eps > 0:
-            raise ValueError(f"PACT: eps must be positive, got {eps}")
+        if not 0 < eps < math.inf:
+            raise ValueError(f"PACT: eps must be positive and finite, got {eps}")
         super().__init__(axis, group_size, shape, {"alpha": _first(init)}, signed=two_sided)
         self.bits, self.calibrated, self.init, self.eps = bits, calibrated, init, eps
         if two_sided is not None:

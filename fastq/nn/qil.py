@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -80,8 +82,8 @@ class QIL(FirstBatch):
         level_count("QIL", bits, signed=weight or bool(signed))
         if learn_scale and group_size is not None:
             raise ValueError("QIL: group_size needs learn_scale=False; a scale is one per tensor or per index of an axis")
-        if not eps > 0:
-            raise ValueError(f"QIL: eps must be positive, got {eps}")
+        if not 0 < eps < math.inf:
+            raise ValueError(f"QIL: eps must be positive and finite, got {eps}")
         gamma = 1.0 if weight and learn_gamma else None
         first = {"center": 0.5, "width": 0.5, "gamma": gamma, "scale": 1.0 if learn_scale else None}
         super().__init__(axis, group_size, shape, first, signed=True if weight else signed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -14,6 +16,14 @@ from .base import FirstBatch, Grid
 from .initializers import INITIALIZERS, initial_values
 
 __all__ = ["LSQ"]
+
+
+def check_factor(op: str, name: str, value: float) -> None:
+    """The factor ``name`` of a gradient is a finite float; ``TypeError`` or ``ValueError``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 
 class LSQ(FirstBatch):
@@ -65,8 +75,11 @@ class LSQ(FirstBatch):
             raise ValueError(f"{name}: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
         integer_range(name, bits, bool(signed), narrow and signed is not None)
         gradient_factor(grad_scale, name)
-        if not eps > 0:
-            raise ValueError(f"{name}: eps must be positive, got {eps}")
+        if not isinstance(grad_scale, str):
+            check_factor(name, "grad_scale", grad_scale)
+        check_factor(name, "offset_grad_scale", offset_grad_scale)
+        if not 0 < eps < math.inf:
+            raise ValueError(f"{name}: eps must be positive and finite, got {eps}")
         self.bits, self.narrow, self.init = bits, narrow, init
         self.boundary, self.grad_scale, self.offset_grad_scale, self.eps = boundary, grad_scale, offset_grad_scale, eps
         self._signed = signed is not False

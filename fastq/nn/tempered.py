@@ -13,7 +13,7 @@ from ..ops.tempered import check_decay
 from ..reference.philox import NOISES
 from ..reference.tempered import READINGS
 from ..seeds import new_seed, take_seed
-from .quantizer import LSQ
+from .quantizer import LSQ, check_factor
 
 __all__ = ["Tempered"]
 
@@ -73,6 +73,7 @@ class Tempered(LSQ):
         if isinstance(decay, torch.Tensor):
             raise TypeError("Tempered: decay must be a float from 0 to 1, got Tensor; assign a tensor later, to be copied")
         check_decay("Tempered", decay)
+        check_factor("Tempered", "a_grad_scale", a_grad_scale)
         self.reading, self.noise, self.a_grad_scale = reading, noise, a_grad_scale
         self.a = nn.Parameter(torch.ones_like(self.step))
         self.register_buffer("seed", new_seed("Tempered", seed).to(self.step.device))

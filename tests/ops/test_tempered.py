@@ -245,8 +245,10 @@ def test_decay_falls_exponentially() -> None:
     assert fastq.tempering_decay(100, 100) == pytest.approx(math.exp(-5)) == fastq.tempering_decay(400, 100)
     assert fastq.tempering_decay(7, 10, rate=0) == 1
     for match, call in (
-        ("tempering_decay: total must be at least 1 step, got 0", lambda: fastq.tempering_decay(0, 0)),
+        ("tempering_decay: total must be finite and at least 1 step, got 0", lambda: fastq.tempering_decay(0, 0)),
         ("tempering_decay: step must be at least 0, got -1", lambda: fastq.tempering_decay(-1, 10)),
+        ("tempering_decay: total must be finite and at least 1 step, got nan", lambda: fastq.tempering_decay(0, math.nan)),
+        ("tempering_decay: step must be at least 0, got nan", lambda: fastq.tempering_decay(math.nan, 10)),
         ("tempering_decay: initial must be from 0 to 1, got 2", lambda: fastq.tempering_decay(1, 10, initial=2)),
         ("tempering_decay: rate must be finite and not negative, got nan", lambda: fastq.tempering_decay(1, 10, rate=math.nan)),
     ):
