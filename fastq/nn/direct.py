@@ -59,6 +59,9 @@ class DirectWeight(nn.Module):
     stepped as any parameter. They stay in ascending order by relabelling: where a step has made two change places, the codes are
     renamed accordingly, and no weight jumps (a projection would move levels, a parametrisation would not let them pass each other).
 
+    ``copy.deepcopy`` gives the copy's ``delta`` memory for each weight, as ``torch.optim.swa_utils.AveragedModel`` needs, which
+    writes into its copy's parameters; :meth:`close_delta` takes it back.
+
     Args:
         bits: 1 to 8.
         levels: ``"free"`` or ``"basis"``.

@@ -240,6 +240,17 @@ def test_between_steps_nothing_of_the_size_of_the_weights_is_kept_but_codes_and_
     assert bare.residual is None and sum(t.untyped_storage().nbytes() for t in [*bare.parameters(), *bare.buffers()]) < 10_200
 
 
+def test_a_copy_can_be_averaged_into_and_closed() -> None:
+    """A ``delta`` with the memory of one number could not be written to, which averaging does with every parameter."""
+    module = made(2, shape=(100, 100))
+    averaged = torch.optim.swa_utils.AveragedModel(module, use_buffers=True)
+    for _ in range(2):
+        averaged.update_parameters(module)
+    assert isinstance(averaged.module, DirectWeight) and same_bits(averaged.module(), module())
+    averaged.module.close_delta()
+    assert averaged.module.delta.untyped_storage().nbytes() == 4 == module.delta.untyped_storage().nbytes()
+
+
 def test_a_weight_without_a_gradient_stays() -> None:
     module, other = made(), made()
     optimizer = fastq.DirectOptimizer(torch.optim.Adam([*module.parameters(), *other.parameters()], lr=0.1), [module, other])
