@@ -148,7 +148,8 @@ def direct(
 ) -> Recipe:  # fmt: skip
     """Direct quantization: weights are codes with learned levels; the step of activations hears every channel.
 
-    A reconstruction; the equations are not published in the sources we had. First and last layer are LSQ's.
+    A reconstruction; the equations are not published in the sources we had. The weights of the first and the last layer are
+    LSQ's; their inputs are quantized as the others'.
 
     Args:
         levels: ``"free"`` or ``"basis"``. rho: the share of an update's rest that is kept, from 0 to 1.

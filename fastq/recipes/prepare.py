@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -163,12 +163,7 @@ def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> 
         layer_recipe, note = recipe.default, ""
         try:
             if recipe.first_last_bits is not None and name in (chosen[0], chosen[-1]):
-                bits = recipe.first_last_bits
-                layer_recipe = replace(
-                    layer_recipe,
-                    weight_bits=layer_recipe.weight_bits and max(bits, 2),
-                    activation_bits=layer_recipe.activation_bits and bits,
-                )
+                layer_recipe = recipe.at_ends()
             for place, values, at in (("first", recipe.first, chosen[0]), ("last", recipe.last, chosen[-1])):
                 if name == at:
                     layer_recipe = layer_recipe.changed(values)

@@ -7,11 +7,14 @@ recipe == Recipe.from_toml(recipe.to_toml())        always
 
 from __future__ import annotations
 
+import itertools
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self
+
+import torch
 
 from ..ops.dampening import REDUCTIONS
 from ..ranges import integer_range
@@ -19,8 +22,10 @@ from .quantizers import ACTIVATIONS, WEIGHTS, activation_quantizer, nearest, wei
 
 __all__ = ["Dampening", "Freezing", "LayerRecipe", "Parameters", "Phase", "Recipe", "Tempering"]
 
-#: How TOML, which has no None, says full precision.
+#: How TOML, which has no None, says full precision, and that a quantizer or its first batch decides.
 FLOAT = "float"
+AUTO = "auto"
+DECIDED = ("per_channel", "signed_activations")
 
 
 def _number(what: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
@@ -37,14 +42,25 @@ def _width(bits: Any) -> Any:
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of settings, whose widths are as Python has them."""
-    return {key: _width(value) if key.endswith("bits") else value for key, value in values.items()}
+    """A copy of settings, as Python has them: widths, what is left to the quantizer, options."""
+    said = {key: _width(value) if key.endswith("bits") else value for key, value in values.items()}
+    said |= {key: None for key in DECIDED if said.get(key) == AUTO}
+    return said | {f"{which}_options": _options(which, said[f"{which}_options"]) for which in KINDS if f"{which}_options" in said}
 
 
 def _options(which: str, value: Any) -> dict[str, Any]:
+    """A copy of options, dtypes by their names."""
     if not isinstance(value, Mapping):
         raise TypeError(f"recipe: {which}_options must map options of the quantizer to values, got {type(value).__name__}")
-    return dict(value)
+    options = {name: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v for name, v in value.items()}
+    for name, v in options.items():
+        if not isinstance(v, (bool, int, float, str)):
+            hint = "; leave it out" if v is None else ""
+            raise TypeError(f"recipe: {which}_options: {name} must be a bool, int, float, str or torch.dtype, got {v!r}{hint}")
+    return options
+
+
+KINDS: dict[str, Mapping[str, Any]] = {"weight": WEIGHTS, "activation": ACTIVATIONS}
 
 
 @dataclass(frozen=True)
@@ -55,9 +71,11 @@ class LayerRecipe:
         weight_bits, activation_bits: 1 to 8 (2 to 8 where signed), a range ``(qmin, qmax)`` for those that take one, or None for
             floating point.
         weight, activation: which quantizer: a name in ``fastq.recipes.WEIGHTS`` and ``ACTIVATIONS``.
-        per_channel: one set of weight parameters per output channel, or per tensor; None: what the quantizer does by itself.
-        signed_activations: whether activations go below zero; None decides by the first batch of each layer.
-        weight_options, activation_options: further keyword arguments of the quantizer's module in :mod:`fastq.nn`.
+        per_channel: one set of weight parameters per output channel, or per tensor; None or ``"auto"``: what the quantizer does
+            by itself.
+        signed_activations: whether activations go below zero; None or ``"auto"`` decides by the first batch of each layer.
+        weight_options, activation_options: further keyword arguments of the quantizer's module in :mod:`fastq.nn`: numbers, words
+            and dtypes, of which the name is kept.
     """
 
     weight_bits: int | tuple[int, int] | None = 4
@@ -72,8 +90,13 @@ class LayerRecipe:
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
             object.__setattr__(self, name, _width(getattr(self, name)))
-        for which, known in (("weight", WEIGHTS), ("activation", ACTIVATIONS)):
+        for name in DECIDED:
+            if getattr(self, name) == AUTO:
+                object.__setattr__(self, name, None)
+        for which, known in KINDS.items():
             name = getattr(self, which)
+            if not isinstance(name, str):
+                raise TypeError(f"recipe: {which} must be the name of a quantizer, got {name!r}")
             if name not in known:
                 raise ValueError(f"recipe: {which} has no quantizer {name!r}{nearest(name, known)}")
             options = _options(which, getattr(self, f"{which}_options"))
@@ -82,7 +105,7 @@ class LayerRecipe:
                     hint = nearest(option, known[name].options)
                     raise ValueError(f"recipe: {which}_options: the quantizer {name!r} has no option {option!r}{hint}")
             object.__setattr__(self, f"{which}_options", options)
-        for name in ("per_channel", "signed_activations"):
+        for name in DECIDED:
             if not isinstance(getattr(self, name), bool | None):
                 raise TypeError(f"recipe: {name} must be True, False or None, got {getattr(self, name)!r}")
         if self.per_channel and WEIGHTS[self.weight].per_channel is None:
@@ -263,7 +286,8 @@ class Recipe:
     Attributes:
         name: for people.
         default: for every Linear, Conv1d and Conv2d.
-        first_last_bits: bits of weights and activations of the first and the last such layer; None treats them as the rest.
+        first_last_bits: bits of weights and activations of the first and the last such layer, 1 only where their quantizers can
+            have it; None treats them as the rest.
         overrides: layer name, glob pattern of names or type name (``"Conv2d"``) to attributes of :class:`LayerRecipe`. Later
             ones win over earlier ones, and all over ``first_last_bits``, ``first`` and ``last``.
         skip: names, patterns or type names of layers that stay in floating point.
@@ -302,15 +326,17 @@ class Recipe:
         else:
             if isinstance(bits, bool) or not isinstance(bits, int):
                 raise TypeError(f"recipe: first_last_bits must be an int from 1 to 8 or None, got {bits!r}")
-            integer_range("recipe: first_last_bits", bits, bool(self.default.signed_activations))
+            integer_range("recipe: first_last_bits", bits, False)
         if not isinstance(self.overrides, Mapping):
             raise TypeError(f"recipe: overrides must map patterns to settings, got {type(self.overrides).__name__}")
         for pattern, values in self.overrides.items():
             if not isinstance(pattern, str):
                 raise TypeError(f"recipe: overrides must map patterns to settings, got the pattern {pattern!r}")
             self._check_settings(f"overrides[{pattern!r}]", values)
+        at_ends = self.at_ends()
         for name in ("first", "last"):
             self._check_settings(name, getattr(self, name))
+            self._check_settings(f"first_last_bits with {name}", getattr(self, name), at_ends)
             object.__setattr__(self, name, _said(getattr(self, name)))
         for what, wanted in (("skip", "patterns"), ("phases", "Phase")):
             value = getattr(self, what)
@@ -330,13 +356,23 @@ class Recipe:
             raise TypeError(f"recipe: batch_norm must be a number of batches, an int, got {self.batch_norm!r}")
         _number("batch_norm", self.batch_norm, 0, math.inf)
 
-    def _check_settings(self, place: str, values: Any) -> None:
+    def at_ends(self) -> LayerRecipe:
+        """How the first and the last layer are quantized, before ``first``, ``last`` and ``overrides`` are heard."""
+        bits, default = self.first_last_bits, self.default
+        if bits is None:
+            return default
+        try:
+            return replace(default, weight_bits=default.weight_bits and bits, activation_bits=default.activation_bits and bits)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"recipe: first_last_bits: {str(error).removeprefix('recipe: ')}") from None
+
+    def _check_settings(self, place: str, values: Any, base: LayerRecipe | None = None) -> None:
         if not isinstance(values, Mapping):
             raise TypeError(f"recipe: {place} must map settings to values, got {type(values).__name__}")
         if unknown := [name for name in values if name not in SETTINGS]:
             raise ValueError(f"recipe: {place} has no setting {unknown[0]!r}{nearest(unknown[0], SETTINGS)}")
         try:
-            self.default.changed(values)
+            (base or self.default).changed(values)
         except (TypeError, ValueError) as error:
             raise type(error)(f"recipe: {place}: {str(error).removeprefix('recipe: ')}") from None
 
@@ -363,20 +399,39 @@ class Recipe:
     def phase_ends(self, steps: int) -> list[int]:
         """The optimizer step at which each phase ends, in a run of ``steps``; the last is ``steps``.
 
-        Raises ``ValueError`` where the phases before the last leave it nothing.
+        Raises ``ValueError`` where a phase has no step; the message says how many steps are enough.
         """
-        ends: list[int] = []
-        reached = 0.0
+        ends = self._ends(steps)
+        if not _rise(ends):
+            if ends[-2] >= steps:
+                what = f"its phases before the last take {ends[-2]} of {steps} steps; give fractions (floats);"
+            else:
+                number = next(i for i, (a, b) in enumerate(itertools.pairwise(ends), 1) if a == b)
+                what = f"its phase {number} has none of {steps} steps;"
+            raise ValueError(
+                f"recipe {self.name!r}: the schedule is longer than the run: {what} it needs at least {self._least_steps()} steps"
+            )
+        return ends[1:]
+
+    def _ends(self, steps: int) -> list[int]:
+        """From 0 on, whether or not there is room."""
+        ends, reached = [0], 0.0
         for phase in self.phases[:-1]:
             length: Any = phase.length
             reached += length * steps if isinstance(length, float) else length
             ends.append(round(reached))
-        if ends and ends[-1] >= steps:
-            raise ValueError(
-                f"recipe {self.name!r}: the schedule is longer than the run: its phases before the last take {ends[-1]} of {steps} "
-                "steps; give fractions (floats), or train longer"
-            )
         return [*ends, steps]
+
+    def _least_steps(self) -> int:
+        """From so many on every run gives each phase a step."""
+        lengths: list[Any] = [phase.length for phase in self.phases[:-1]]
+        fractions = [length for length in lengths if isinstance(length, float)]
+        taken = sum(length for length in lengths if isinstance(length, int))
+        # more than one step for each is enough, however they are rounded
+        least = int(max((taken + 1) / (1 - sum(fractions)), *(1 / f for f in fractions), 1)) + 1
+        while least > 1 and _rise(self._ends(least - 1)):
+            least -= 1
+        return least
 
     def to_toml(self) -> str:
         """This recipe as TOML; what has its default value is left out. :meth:`from_toml` gives an equal one."""
@@ -399,11 +454,17 @@ class Recipe:
             if name in values:
                 values[name] = _made(kind, values[name], name)
         if "phases" in values:
+            if not isinstance(values["phases"], list):
+                raise TypeError(f"recipe: phases must be an array of tables, got {type(values['phases']).__name__}")
             values["phases"] = [_made(Phase, value, "phases") for value in values["phases"]]
         return cls(**values)
 
     def __str__(self) -> str:
         return self.to_toml()
+
+
+def _rise(ends: list[int]) -> bool:
+    return all(a < b for a, b in itertools.pairwise(ends))
 
 
 #: The attributes that are dataclasses themselves.
@@ -427,7 +488,7 @@ def _made(kind: type[Any], data: Any, place: str) -> Any:
 
 
 def _plain(value: Any, always: Iterable[str] = ()) -> Any:
-    """``value`` as TOML has it: dataclasses as tables without what has its default, None as "float" where it is a width."""
+    """``value`` as TOML has it: dataclasses as tables without what has its default, None by its word."""
     if is_dataclass(value):
         result = {}
         kind: Any = type(value)
@@ -441,10 +502,9 @@ def _plain(value: Any, always: Iterable[str] = ()) -> Any:
                     result[f.name] = _plain(own, always)
         return result
     if isinstance(value, Mapping):
-        changed = {key: FLOAT if v is None and key.endswith("bits") else v for key, v in value.items()}
-        if none := [key for key, v in changed.items() if v is None]:
-            raise ValueError(f"recipe: {none[0]} is None, which TOML cannot say; leave it out")
-        return {key: _plain(v, always) for key, v in changed.items()}
+        return {
+            key: _plain(AUTO if v is None and key in DECIDED else FLOAT if v is None else v, always) for key, v in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [_plain(v, always) for v in value]
     return value

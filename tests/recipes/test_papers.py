@@ -28,6 +28,28 @@ def test_toml_keeps_ranges_and_the_lack_of_widths():
     assert 'first_last_bits = "float"' in recipe.to_toml() and 'activation_bits = "float"' in recipe.to_toml()
 
 
+def test_toml_keeps_dtypes_by_their_names():
+    recipe = fastq.recipes.direct(
+        weight_options={"residual_dtype": torch.bfloat16}, overrides={"fc": {"weight_options": {"residual_dtype": torch.float16}}}
+    )
+    assert Recipe.from_toml(str(recipe)) == recipe and 'residual_dtype = "bfloat16"' in str(recipe)
+    assert recipe.default.weight_options["residual_dtype"] == "bfloat16"
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+    fastq.prepare(model, Recipe("mine", recipe.default, first_last_bits=None))
+    assert all(layer.direct.residual.dtype == torch.bfloat16 for layer in model)
+
+
+def test_toml_keeps_what_a_layer_leaves_to_the_quantizer():
+    """None in an override is not what the default says."""
+    settings = {"per_channel": None, "signed_activations": None}
+    default = LayerRecipe(per_channel=False, signed_activations=True)
+    recipe = Recipe("mine", default, overrides={"fc": settings}, first=settings, last=settings)
+    again = Recipe.from_toml(str(recipe))
+    assert again == recipe and again.overrides["fc"] == again.first == again.last == settings
+    assert str(recipe).count('per_channel = "auto"') == str(recipe).count('signed_activations = "auto"') == 3
+    assert LayerRecipe(per_channel="auto", signed_activations="auto") == LayerRecipe()
+
+
 def test_toml_of_everything():
     recipe = Recipe(
         "mine", LayerRecipe(3, 4, "oscillation", "pact", False, True, {"momentum": 0.01}, {"calibrated": False}), 6,
@@ -63,6 +85,7 @@ def test_what_the_papers_say():
     assert r["lsq_plus"]().default.activation_options == {"init": "lsq+", "offset": True}
     assert (r["qil"]().parameters.quantizer_lr, r["ewgs"]().parameters.quantizer_lr) == (0.001, 0.01)
     assert r["direct"]().first == r["direct"]().last == {"weight": "lsq"}
+    assert r["direct"]().default.changed(r["direct"]().first).activation == "channel_error"
     for name, make in r.items():
         text = " ".join((make.__doc__ or "").split())
         assert "arxiv.org" in text or "reconstruction" in text, f"{name} names its paper, or says that it is a reconstruction"
@@ -94,6 +117,8 @@ def test_an_unknown_key_is_told_its_nearest(data, message):
         ("name = 'a'\ndefault = 4", TypeError, "recipe: default must be a table, got int"),
         ("name = 'a'\nbatch_norm = 1.5", TypeError, "recipe: batch_norm must be a number of batches, an int, got 1.5"),
         ("name = 'a'\nbatch_norm = -1", ValueError, "recipe: batch_norm must be from 0 on, and finite, got -1"),
+        ("name = 'a'\nphases = 3", TypeError, "recipe: phases must be an array of tables, got int"),
+        ("name = 'a'\nphases = [3]", TypeError, "recipe: phases must be a table, got int"),
         ("name = 3", TypeError, "recipe: name must be a str, got 3"),
         ("name = 'a'\n[freezing]\nfirst = 2", ValueError, "recipe: freezing: first must be from 0 to 1, got 2"),
         (
@@ -142,9 +167,31 @@ def test_a_phase_that_the_run_has_no_room_for():
     recipe = Recipe("mine", phases=(Phase(30), Phase(0.5), Phase()))
     assert recipe.phase_ends(100) == [30, 80, 100] and Recipe("plain").phase_ends(7) == [7]
     with pytest.raises(
-        ValueError, match=r"recipe 'mine': the schedule is longer than the run: its phases before the last take 60 of 60"
+        ValueError,
+        match=r"recipe 'mine': the schedule is longer than the run: its phases before the last take 60 of 60 .* at least 61 steps",
     ):
         recipe.phase_ends(60)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "phase", "least"),
+    [
+        (RECIPES["sat"](), 1, 1, 2),
+        (RECIPES["qil"](2, 2), 4, 3, 5),
+        (Recipe("mine", phases=(Phase(1), Phase(0.1), Phase())), 4, 2, 5),
+        (Recipe("mine", phases=(Phase(1e-3), Phase())), 500, 1, 501),
+    ],
+)
+def test_a_phase_without_a_step(recipe, steps, phase, least):
+    message = (
+        f"recipe {recipe.name!r}: the schedule is longer than the run: its phase {phase} has none of {steps} steps; "
+        f"it needs at least {least} steps"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        recipe.phase_ends(steps)
+    for enough in range(least, 3 * least):
+        ends = recipe.phase_ends(enough)
+        assert all(a < b for a, b in zip([0, *ends], ends, strict=False)) and ends[-1] == enough
 
 
 def test_settings_are_added_and_a_new_quantizer_starts_afresh():

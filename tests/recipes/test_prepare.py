@@ -93,7 +93,7 @@ UP, DOWN = {"block.up": {"weight_bits": 3}}, {"block.*": {"weight_bits": 2}}
 CASES = {
     "all alike": ({"first_last_bits": None}, {}),
     "another width": ({"first_last_bits": 6}, {"stem": (6, 6), "head": (6, 6)}),
-    "one bit": ({"first_last_bits": 1}, {"stem": (2, 1), "head": (2, 1)}),  # weights are signed, and have two at least
+    "one bit": ({"first_last_bits": 1, "weight": "ewgs"}, {"stem": (1, 1), "head": (1, 1)}),
     "weights only": ({"activation_bits": None}, dict.fromkeys(NAMES, (4, None)) | {"stem": (8, None), "head": (8, None)}),
     "activations only": ({"weight_bits": None}, dict.fromkeys(NAMES, (None, 4)) | {"stem": (None, 8), "head": (None, 8)}),
     "name": ({"overrides": {"block.up": {"weight_bits": 2}}}, {"block.up": (2, 4)}),

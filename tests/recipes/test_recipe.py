@@ -78,6 +78,13 @@ WRONG = [
     ({"activation_bits": 1, "signed_activations": True}, ValueError, "recipe: activation_bits: .*1 bit must be signed=False"),
     ({"per_channel": 1}, TypeError, "recipe: per_channel must be True, False or None, got 1"),
     ({"weight": "lsqq"}, ValueError, "recipe: weight has no quantizer 'lsqq'; did you mean 'lsq'? known are lsq, oscillation"),
+    ({"weight": ["lsq"]}, TypeError, "recipe: weight must be the name of a quantizer, got ['lsq']"),
+    ({"activation": None}, TypeError, "recipe: activation must be the name of a quantizer, got None"),
+    (
+        {"weight_options": {"eps": None}}, TypeError,
+        "recipe: weight_options: eps must be a bool, int, float, str or torch.dtype, got None; leave it out",
+    ),
+    ({"activation_options": {"eps": [1]}}, TypeError, "recipe: activation_options: eps must be a bool, int, float, str .*got [1]"),
     ({"activation": "sat"}, ValueError, "recipe: activation has no quantizer 'sat'.*known are lsq, pact, qil"),
     ({"weight": "sat", "per_channel": True}, ValueError, "recipe: per_channel must be False or None for the quantizer 'sat'"),
     (
@@ -129,6 +136,8 @@ def test_wrong_settings(settings, error, message):
         ({"first_last_bits": "8"}, TypeError, "recipe: first_last_bits must be an int from 1 to 8 or None, got '8'"),
         ({"first_last_bits": (0, 7)}, TypeError, "recipe: first_last_bits must be an int from 1 to 8 or None, got (0, 7)"),
         ({"first_last_bits": 1, "signed_activations": True}, ValueError, "recipe: first_last_bits: .*1 bit must be signed=False"),
+        ({"first_last_bits": 1}, ValueError, "recipe: first_last_bits: weight_bits: the range .* has no positive code.*1 bit"),
+        ({"first_last_bits": 1, "weight": "qil"}, ValueError, "recipe: first_last_bits: weight.*1 bit"),
         ({"skip": "head"}, TypeError, "recipe: skip must be a sequence of patterns, got one str, 'head'"),
         ({"skip": ("head", 3)}, TypeError, "recipe: skip must be a sequence of patterns, each a str, got 3"),
         ({"skip": 3}, TypeError, "recipe: skip must be a sequence of patterns, got int"),
@@ -144,6 +153,12 @@ def test_wrong_settings(settings, error, message):
 def test_wrong_recipes(arguments, error, message):
     with pytest.raises(error, match=pattern(message)):
         lsq(**arguments)
+
+
+def test_one_bit_at_the_ends_for_weights_that_have_levels_from_0_up():
+    assert fastq.recipes.sat(first_last_bits=1).first_last_bits == 1
+    with pytest.raises(ValueError, match=r"recipe: first_last_bits with first: weight_bits: the range .* has no positive code"):
+        fastq.recipes.direct(first_last_bits=1)
 
 
 def test_settings_that_do_not_exist():
