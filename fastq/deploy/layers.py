@@ -225,11 +225,11 @@ class IntegerLayer(CodedLayer):
         """Which samples hold a NaN, shaped to mask the output."""
         raise TypeError("rows_with_nan belongs to IntegerLinear and IntegerConv")
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output, of the dtype of ``x``. A sample that holds NaN, which no integer stands for, becomes NaN whole."""
-        codes = self.quantize(x)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The layer's output, of the input's dtype. A sample that holds NaN, which no integer stands for, becomes NaN whole."""
+        codes = self.quantize(input)
         y = self.dequantize(self.accumulate(codes), codes)
-        return y.masked_fill_(self.rows_with_nan(x), float("nan")).to(x.dtype)
+        return y.masked_fill_(self.rows_with_nan(input), float("nan")).to(input.dtype)
 
 
 class IntegerLinear(IntegerLayer):
@@ -387,8 +387,8 @@ class LookupLayer(CodedLayer):
 class LookupLinear(LookupLayer):
     """``torch.nn.Linear`` with weights by look-up; ``codes`` ``(O, K)``."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(*self.operands(x), self.bias)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.linear(*self.operands(input), self.bias)
 
 
 class LookupConv(LookupLayer):
@@ -407,8 +407,8 @@ class LookupConv(LookupLayer):
         self.padding: Any = padding if isinstance(padding, str) else tuple(padding)
         self.groups, self.padding_mode = groups, padding_mode
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x, weight = self.operands(x)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        x, weight = self.operands(input)
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self.copied, mode=self.padding_mode), 0

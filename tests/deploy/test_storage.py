@@ -169,14 +169,14 @@ def test_compare_counts(saved):
 
 
 class ByKeyword(nn.Module):
-    """Calls its layer by keyword, as torch's layers allow; integer ones have another name for it."""
+    """Calls its layer by keyword, as torch's layers allow."""
 
     def __init__(self):
         super().__init__()
         self.fc = QuantLinear(8, 3, weight_quantizer=LSQ(4), input_quantizer=LSQ(4))
 
     def forward(self, x):
-        return self.fc(input=x) if isinstance(self.fc, QuantLinear) else self.fc(x)
+        return self.fc(input=x)
 
 
 def test_compare_knows_inputs_that_are_given_by_keyword():
