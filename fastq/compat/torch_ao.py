@@ -218,15 +218,18 @@ _OURS: dict[Any, Any] = {
 def fused(configuration: Any) -> Any:
     """A ``QConfig``, or a constructor made by ``with_args``, with torch's fake-quantize classes replaced by those of this module.
 
-    ``ValueError`` where there is nothing to replace: what was given is no fake-quantize constructor of torch's that has one here.
+    A constructor may be made from another one: ``fused(default_fake_quant.with_args(quant_max=127))``. ``ValueError`` where there
+    is nothing to replace: what was given is no fake-quantize constructor of torch's that has one here.
     """
     if isinstance(configuration, QConfig):
         return QConfig(activation=fused(configuration.activation), weight=fused(configuration.weight))
     made = getattr(configuration, "p", None)
-    if made is None or getattr(made, "func", None) not in _OURS:
+    func = getattr(made, "func", None)
+    if made is None or not (func in _OURS or hasattr(func, "p")):
         names = ", ".join(kind.__name__ for kind in _OURS)
         raise ValueError(f"fused: expected a QConfig or with_args(...) of {names}, got {configuration!r}")
-    return _OURS[made.func].with_args(**made.keywords).with_callable_args(**configuration.callable_args)
+    inner = _OURS[func] if func in _OURS else fused(func)
+    return inner.with_args(**made.keywords).with_callable_args(**configuration.callable_args)
 
 
 def get_default_qat_qconfig(backend: str = "x86", version: int | None = 1) -> QConfig:

@@ -17,6 +17,7 @@ from torch.ao.quantization import (
     MovingAveragePerChannelMinMaxObserver,
     QConfig,
     convert,
+    default_fake_quant,
     disable_observer,
     prepare_qat,
 )
@@ -106,6 +107,26 @@ def test_the_default_configuration_trains_as_torch_s(backend: str) -> None:
         ValueError, match=r"fused: expected a QConfig or with_args\(\.\.\.\) of FakeQuantize, .*got .*HistogramObserver"
     ):
         torch_ao.fused(HistogramObserver.with_args(reduce_range=True))
+
+
+def test_a_narrowed_constructor_is_translated_as_torch_would_call_it() -> None:
+    torch_s = default_fake_quant.with_args(quant_max=127)  # a wrapper around a wrapper around the class
+    ours, expected = torch_ao.fused(torch_s)(), torch_s()
+    assert type(ours) is torch_ao.FakeQuantize
+    for name in ("quant_min", "quant_max", "dtype", "qscheme"):
+        assert getattr(ours, name) == getattr(expected, name)
+    assert expected.quant_max < default_fake_quant().quant_max  # the keyword arrived
+
+    kinds = {"inner": torch.quint8, "outer": torch.qint8}
+    for inner in ({"dtype": kinds["inner"]}, {}):
+        nested = TorchFakeQuantize.with_args(observer=MinMaxObserver, quant_min=0, quant_max=15, **inner)
+        nested = nested.with_callable_args(dtype=lambda: kinds["outer"]).with_args(quant_max=7)
+        ours, expected = torch_ao.fused(nested)(), nested()
+        assert (ours.quant_min, ours.quant_max, ours.dtype) == (0, 7, expected.dtype) == (0, 7, kinds["outer"])
+    overridden = nested.with_args(dtype=kinds["inner"])  # a keyword from further out wins over a callable
+    assert torch_ao.fused(overridden)().dtype == overridden().dtype == kinds["inner"]
+    with pytest.raises(ValueError, match="fused: expected a QConfig or"):
+        torch_ao.fused(HistogramObserver.with_args(reduce_range=True).with_args(bins=4))
 
 
 @pytest.mark.parametrize("name", ["default_fake_quant", "default_per_channel_weight_fake_quant", "default_fused_act_fake_quant"])
