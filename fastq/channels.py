@@ -17,6 +17,7 @@ import math
 import torch
 
 from .ops.channel_error import ChannelStats
+from .ranges import check_number
 
 __all__ = ["channel_objective", "channel_weights", "step_gradient", "update_step_"]
 
@@ -26,10 +27,13 @@ def _check_stats(op: str, stats: ChannelStats) -> None:
         raise TypeError(f"{op}: stats must be a fastq.ops.channel_error.ChannelStats, got {type(stats).__name__}")
 
 
+def _check_float(op: str, name: str, t: torch.Tensor) -> None:
+    if not isinstance(t, torch.Tensor) or not t.is_floating_point():
+        raise TypeError(f"{op}: {name} must be a float tensor, got {t.dtype if isinstance(t, torch.Tensor) else type(t).__name__}")
+
+
 def _check_weights(op: str, weights: torch.Tensor, like: torch.Tensor) -> None:
-    if not isinstance(weights, torch.Tensor) or not weights.is_floating_point():
-        kind = weights.dtype if isinstance(weights, torch.Tensor) else type(weights).__name__
-        raise TypeError(f"{op}: weights must be a float tensor, got {kind}")
+    _check_float(op, "weights", weights)
     if weights.shape != like.shape:
         raise ValueError(f"{op}: weights must have shape {tuple(like.shape)}, one per channel, got {tuple(weights.shape)}")
 
@@ -44,9 +48,10 @@ def channel_weights(stats: ChannelStats, *, eps: float = 1e-8) -> torch.Tensor:
     """``w_c = 1 / (N_c * (var_c + eps))``, fp64 ``(C,)``: the error of every channel counted in units of its own variance.
 
     ``eps`` is in squared units of ``x``; it keeps a constant channel's weight finite. A reconstruction; see :mod:`fastq.channels`.
-    Raises ``TypeError`` for another type of stats, ``ValueError`` for an ``eps`` that is not positive and finite.
+    Raises ``TypeError`` for another type of stats or ``eps``, ``ValueError`` for an ``eps`` that is not positive and finite.
     """
     _check_stats("channel_weights", stats)
+    check_number("channel_weights", "eps", eps)
     if not (eps > 0 and math.isfinite(eps)):
         raise ValueError(f"channel_weights: eps must be positive and finite, got {eps}")
     return 1.0 / (max(stats.elements, 1) * (stats.var + eps))
@@ -58,9 +63,9 @@ def channel_objective(error: torch.Tensor, weights: torch.Tensor) -> torch.Tenso
     ``error``: the second result of :func:`fastq.channel_error`, or ``stats.error``; ``weights``: of :func:`channel_weights`, taken
     as constants, or ones. Raises ``TypeError`` or ``ValueError`` where they are not float tensors of one shape ``(C,)``.
     """
-    if not isinstance(error, torch.Tensor) or error.dim() != 1:
-        shape = tuple(error.shape) if isinstance(error, torch.Tensor) else type(error).__name__
-        raise ValueError(f"channel_objective: error must have shape (C,), one per channel, got {shape}")
+    _check_float("channel_objective", "error", error)
+    if error.dim() != 1:
+        raise ValueError(f"channel_objective: error must have shape (C,), one per channel, got {tuple(error.shape)}")
     _check_weights("channel_objective", weights, error)
     return (weights.detach().to(error.dtype) * error).sum() / max(error.numel(), 1)
 

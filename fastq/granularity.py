@@ -15,7 +15,16 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["check_input", "check_parameter", "expand", "in_layout_of", "normalize_axis", "numel_per_parameter", "sum_to_parameter"]
+__all__ = [
+    "channel_axis",
+    "check_input",
+    "check_parameter",
+    "expand",
+    "in_layout_of",
+    "normalize_axis",
+    "numel_per_parameter",
+    "sum_to_parameter",
+]
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -35,6 +44,13 @@ def check_input(op: str, x: torch.Tensor, name: str = "x") -> None:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {x.dtype}")
 
 
+def _from_the_front(op: str, x: torch.Tensor, axis: int, of: str) -> int:
+    n = x.dim()
+    if not -n <= axis < n:
+        raise ValueError(f"{op}: axis must be in [{-n}, {n - 1}] for {of} of {n} dimensions, got {axis}")
+    return axis % n
+
+
 def normalize_axis(op: str, x: torch.Tensor, axis: int | None, group_size: int | None, of: str = "x") -> tuple[int, int]:
     """``(axis, group_size)`` as the ops take them: axis in ``[0, x.dim())`` or -1, group size positive or 0; ``of`` names ``x``."""
     for name, value in (("axis", axis), ("group_size", group_size)):
@@ -43,9 +59,7 @@ def normalize_axis(op: str, x: torch.Tensor, axis: int | None, group_size: int |
     if axis is not None:
         if group_size is not None:
             raise ValueError(f"{op}: axis={axis} and group_size={group_size} exclude each other; give one of them")
-        if not -x.dim() <= axis < x.dim():
-            raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim() - 1}] for {of} of {x.dim()} dimensions, got {axis}")
-        return axis % x.dim(), 0
+        return _from_the_front(op, x, axis, of), 0
     if group_size is None:
         return -1, 0
     if group_size < 1:
@@ -54,6 +68,13 @@ def normalize_axis(op: str, x: torch.Tensor, axis: int | None, group_size: int |
         last = "no axis" if x.dim() == 0 else f"the last axis of length {x.shape[-1]}"
         raise ValueError(f"{op}: group_size={group_size} must divide the last axis of {of}, but {of} has {last}")
     return -1, group_size
+
+
+def channel_axis(op: str, x: torch.Tensor, axis: int, of: str = "x") -> int:
+    """The axis of the channels, in ``[0, x.dim())``, where there must be one: None is no answer; ``of`` names ``x``."""
+    if isinstance(axis, bool) or not isinstance(axis, (int, torch.SymInt)):
+        raise TypeError(f"{op}: axis must be an int, the axis of the channels, got {axis!r}")
+    return _from_the_front(op, x, axis, of)
 
 
 def parameter_shape(x: torch.Tensor, axis: int, group_size: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Integer ranges: from ``bits`` to ``(qmin, qmax)``, and the edges of the gradient's mask.
+"""Integer ranges: from ``bits`` to ``(qmin, qmax)``, and the edges of the gradient's mask; what a number or a flag may be.
 
 =====================  =====================  ====================
 ``bits=b``             ``qmin``               ``qmax``
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["BOUNDARIES", "integer_range", "level_count", "mask_bounds"]
+__all__ = ["BOUNDARIES", "check_eps", "check_flag", "check_flags", "check_number", "integer_range", "level_count", "mask_bounds"]
 
 #: Where the straight-through gradient passes, as the ops number it. ``v = x / step``:
 #: open ``qmin < v < qmax``; closed ``qmin <= v <= qmax``; rounded ``qmin <= round(v) <= qmax``.
@@ -26,11 +27,44 @@ BOUNDARIES = {"open": 0, "closed": 1, "rounded": 2}
 #: Codes of a range given as ``bits=(qmin, qmax)`` stay exactly representable and roundable in fp32.
 LARGEST_CODE = 2**16
 
+#: The normal positive numbers of fp32: what is smaller may count as 0 on some backend, what is larger as infinite.
+SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, torch.finfo(torch.float32).max
+
+_NUMBERS = (float, int, torch.SymFloat)
+
+
+def check_number(op: str, name: str, value: Any, expected: str = "a float") -> None:
+    """``value`` is a number, which neither a bool nor a tensor is; otherwise ``TypeError``."""
+    if not isinstance(value, _NUMBERS) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be {expected}, got {type(value).__name__}")
+
+
+def check_eps(op: str, eps: float) -> None:
+    """``eps``, the smallest step used, is a number that fp32 has and can divide by; ``TypeError`` or ``ValueError``."""
+    if eps.__class__ is not float:
+        check_number(op, "eps", eps)
+    if not SMALLEST_FLOAT <= eps <= LARGEST_FLOAT:
+        raise ValueError(f"{op}: eps must be positive and finite in float32, at least 2**-126, got {eps}")
+
+
+def check_flag(op: str, name: str, value: Any) -> None:
+    """``value`` is True or False; otherwise ``TypeError``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+
+
+def check_flags(op: str, **flags: Any) -> None:
+    """Each is True or False; otherwise ``TypeError``."""
+    for name, value in flags.items():
+        check_flag(op, name, value)
+
 
 def integer_range(op: str, bits: int | tuple[int, int], signed: bool = True, narrow: bool = False) -> tuple[int, int]:
     """``(qmin, qmax)`` for ``bits``: 1 to 8, or the pair itself. ``ValueError`` for a range no quantizer can have."""
+    if signed.__class__ is not bool or narrow.__class__ is not bool:  # a call costs more than all of this function
+        check_flags(op, signed=signed, narrow=narrow)
     if isinstance(bits, tuple):
-        if len(bits) != 2 or not all(isinstance(b, int) for b in bits):
+        if len(bits) != 2 or not all(isinstance(b, int) and not isinstance(b, bool) for b in bits):
             raise TypeError(f"{op}: bits must be an int from 1 to 8 or a pair (qmin, qmax) of ints, got {bits!r}")
         qmin, qmax = bits
         if qmin >= qmax:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import checks, dispatch
-from ..granularity import check_input, check_parameter, compute_dtype, normalize_axis
-from ..ranges import BOUNDARIES, integer_range
+from ..granularity import channel_axis, check_input, check_parameter, compute_dtype
+from ..ranges import BOUNDARIES, check_eps, integer_range
 from ..reference.channel_error import channel_error_backward as reference_backward
 from ..reference.channel_error import channel_error_forward as reference_forward
 from . import _library
@@ -154,15 +154,12 @@ def resolve(
 ) -> tuple[int, int, int, int, float | str, float]:
     """Check the public arguments, the tensors' values aside, and give those that follow ``step`` in :class:`ChannelError`."""
     check_input(op, x)
-    if axis is None:
-        raise TypeError(f"{op}: axis must be an int, the axis of the channels, got None")
-    axis_, _ = normalize_axis(op, x, axis, None)
+    axis_ = channel_axis(op, x, axis)
     qmin, qmax = integer_range(op, bits, signed, narrow)
     if boundary not in BOUNDARIES:
         raise ValueError(f"{op}: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
     gradient_factor(grad_scale, op)
-    if not eps > 0:
-        raise ValueError(f"{op}: eps must be positive, got {eps}")
+    check_eps(op, eps)
     return qmin, qmax, axis_, BOUNDARIES[boundary], grad_scale, eps
 
 

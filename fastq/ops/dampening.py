@@ -8,7 +8,7 @@ import torch
 
 from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, compute_dtype, normalize_axis
-from ..ranges import integer_range
+from ..ranges import check_eps, integer_range
 from ..reference.dampening import REDUCTIONS, loss_factor
 from ..reference.dampening import dampening_backward as reference_backward
 from ..reference.dampening import dampening_forward as reference_forward
@@ -86,6 +86,11 @@ class Dampening(torch.autograd.Function):
         return dw, None, None, None, None, None, None, None
 
 
+def detached(step: Any) -> Any:
+    """``step`` as a constant. What is no tensor stays, for :func:`check` to refuse."""
+    return step.detach() if isinstance(step, torch.Tensor) else step
+
+
 def resolve(
     w: torch.Tensor, bits: Any, signed: bool, narrow: bool, axis: int | None, group_size: int | None, reduction: str, eps: float
 ) -> tuple[int, int, int, int, float, float]:
@@ -95,8 +100,7 @@ def resolve(
     qmin, qmax = integer_range("dampening", bits, signed, narrow)
     if reduction not in REDUCTIONS:
         raise ValueError(f"dampening: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    if not eps > 0:
-        raise ValueError(f"dampening: eps must be positive, got {eps}")
+    check_eps("dampening", eps)
     return qmin, qmax, axis_, group, loss_factor(w, reduction), eps
 
 
@@ -149,4 +153,4 @@ def dampening(
         >>> loss = task + 0.01 * sum(fastq.dampening(w, s, bits=4) for w, s in zip(weights, steps))
     """
     arguments = resolve(w, bits, signed, narrow, axis, group_size, reduction, eps)
-    return Dampening.apply(w, step.detach(), *arguments)
+    return Dampening.apply(w, detached(step), *arguments)

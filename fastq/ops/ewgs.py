@@ -8,14 +8,12 @@ import torch
 
 from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, normalize_axis
-from ..ranges import BOUNDARIES, level_count
+from ..ranges import BOUNDARIES, LARGEST_FLOAT, check_eps, level_count
 from ..reference.ewgs import ewgs_backward as reference_backward
 from ..reference.ewgs import ewgs_forward as reference_forward
 from . import _library
 
 __all__ = ["EWGS", "ewgs"]
-
-LARGEST_DELTA = torch.finfo(torch.float32).max
 
 
 def _check_tensors(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, axis: int, group_size: int) -> None:
@@ -37,7 +35,7 @@ def check_delta(delta: float, op: str = "ewgs") -> None:
     """``delta`` is a finite float of at least 0; ``TypeError`` or ``ValueError``."""
     if isinstance(delta, bool) or not isinstance(delta, (int, float, torch.SymFloat)):
         raise TypeError(f"{op}: delta must be a float, got {delta!r}")
-    if not 0 <= delta <= LARGEST_DELTA:
+    if not 0 <= delta <= LARGEST_FLOAT:
         raise ValueError(f"{op}: delta must be at least 0 and finite, got {delta}")
 
 
@@ -122,8 +120,7 @@ def resolve(
     levels = level_count("ewgs", bits)
     check_delta(delta)
     check_boundary(boundary)
-    if not eps > 0:
-        raise ValueError(f"ewgs: eps must be positive, got {eps}")
+    check_eps("ewgs", eps)
     return levels, *normalize_axis("ewgs", x, axis, group_size), eps, BOUNDARIES[boundary], delta
 
 

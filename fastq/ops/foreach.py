@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 
 from .. import checks, dispatch
-from ..granularity import check_input, compute_dtype, normalize_axis
+from ..granularity import check_input, check_parameter, compute_dtype, normalize_axis
 from ..oscillation import OscillationState, check_range, check_state, frequency_limit, momentum_in_fp32
-from ..ranges import BOUNDARIES, integer_range
+from ..ranges import BOUNDARIES, check_eps, check_flag, integer_range
 from ..reference.dampening import REDUCTIONS, dampening_backward, dampening_forward, loss_factor
 from ..reference.lsq import lsq_backward as reference_backward
 from ..reference.lsq import lsq_forward as reference_forward
 from ..reference.oscillation import first_codes, step_in_place
 from . import _library
-from .lsq import check, gradient_factor
+from .dampening import detached
+from .lsq import gradient_factor
 from .oscillation import check_separate
 
 __all__ = ["ForeachDampening", "ForeachLSQ", "foreach_dampening", "foreach_lsq", "foreach_oscillation_step_"]
@@ -50,23 +51,42 @@ class Arguments(Places):
     eps: float
 
 
-def _check_all(
+def _for_each(check: Callable[..., Any], *lists: Sequence[Any]) -> list[Any]:
+    """``check`` of what each tensor has in ``lists``; an error tells the number of its tensor."""
+    found: list[Any] = []
+    try:
+        for one in zip(*lists, strict=True):
+            found.append(check(*one))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} (tensor {len(found)})") from None
+    return found
+
+
+def check_all(
     x: Sequence[torch.Tensor], step: Sequence[torch.Tensor], axis: Sequence[int], group_size: Sequence[int], op: str = "foreach_lsq"
 ) -> None:
-    i, device = 0, x[0].device if x else None
-    try:
-        for i, (w, s) in enumerate(zip(x, step, strict=True)):
-            check(op, w, s, None, axis[i], group_size[i])
-            if w.device != device:
-                raise ValueError(f"{op}: all weights must be on one device, got {device} and {w.device}")
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{error} (tensor {i})") from None
+    """The checks of the tensors, for every backend and for the fake kernels."""
+    device = x[0].device if x else None
+
+    def check(w: torch.Tensor, s: torch.Tensor, a: int, group: int) -> None:
+        check_input(op, w, "weights")
+        check_parameter(op, "steps", s, w, a, group, "weights")
+        if w.device != device:
+            raise ValueError(f"{op}: all weights must be on one device, got {device} and {w.device}")
+
+    _for_each(check, x, step, axis, group_size)
+
+
+def _check_values(op: str, x: Sequence[torch.Tensor], step: Sequence[torch.Tensor]) -> None:
+    """What the checking mode looks at."""
+    if checks.enabled():
+        _for_each(lambda w, s: checks.check_values(op, w, s, None, ("steps", ""), "weights"), x, step)
 
 
 def _fake_forward(
     x: list[Any], step: list[Any], qmin: list[int], qmax: list[int], axis: list[int], group_size: list[int], eps: float
 ) -> list[Any]:
-    _check_all(x, step, axis, group_size)
+    check_all(x, step, axis, group_size)
     return [torch.empty_like(w) for w in x]
 
 
@@ -74,7 +94,7 @@ def _fake_backward(
     grad: list[Any], x: list[Any], step: list[Any], qmin: list[int], qmax: list[int], axis: list[int], group_size: list[int],
     eps: float, boundary: int, grad_scale: float, grad_norm: int,
 ) -> list[Any]:  # fmt: skip
-    _check_all(x, step, axis, group_size)
+    check_all(x, step, axis, group_size)
     return [torch.empty_like(w) for w in x] + [torch.empty_like(s, memory_format=torch.contiguous_format) for s in step]
 
 
@@ -124,9 +144,8 @@ class ForeachLSQ(torch.autograd.Function):
     def forward(ctx: Any, arguments: Arguments, *tensors: torch.Tensor) -> Any:
         n = len(tensors) // 2
         x, step = list(tensors[:n]), list(tensors[n:])
-        _check_all(x, step, arguments.axis, arguments.group_size)
-        for w, s in zip(x, step, strict=True):
-            checks.check_values("foreach_lsq", w, s, None)
+        check_all(x, step, arguments.axis, arguments.group_size)
+        _check_values("foreach_lsq", x, step)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.arguments = arguments
@@ -176,18 +195,19 @@ def places(
             raise TypeError(f"{op}: {name} must be a list or tuple of tensors, got {type(tensors).__name__}")
     if len(weights) != len(steps):
         raise ValueError(f"{op}: there must be a step for each weight, got {len(weights)} weights and {len(steps)} steps")
-    if not eps > 0:
-        raise ValueError(f"{op}: eps must be positive, got {eps}")
+    check_eps(op, eps)
     n = len(weights)
     if isinstance(bits, list) or isinstance(signed, list) or isinstance(narrow, list):
         each = (_each(op, name, value, n) for name, value in (("bits", bits), ("signed", signed), ("narrow", narrow)))
-        ranges = [integer_range(op, *one) for one in zip(*each, strict=True)]
+        ranges = _for_each(lambda *one: integer_range(op, *one), *each)
     else:
         ranges = [integer_range(op, bits, signed, narrow)] * n
-    where = []
-    for w, a, group in zip(weights, _each(op, "axis", axis, n), _each(op, "group_size", group_size, n), strict=True):
-        check_input(op, w)
-        where.append(normalize_axis(op, w, a, group))
+
+    def place(w: torch.Tensor, a: int | None, group: int | None) -> tuple[int, int]:
+        check_input(op, w, "weights")
+        return normalize_axis(op, w, a, group, "weights")
+
+    where = _for_each(place, weights, _each(op, "axis", axis, n), _each(op, "group_size", group_size, n))
     return Places([low for low, _ in ranges], [high for _, high in ranges], [a for a, _ in where], [group for _, group in where])
 
 
@@ -261,7 +281,7 @@ def foreach_lsq(
 def _fake_dampening(
     w: list[Any], step: list[Any], qmin: list[int], qmax: list[int], axis: list[int], group_size: list[int], eps: float
 ) -> list[Any]:
-    _check_all(w, step, axis, group_size, "foreach_dampening")
+    check_all(w, step, axis, group_size, "foreach_dampening")
     return [one.new_empty((1, 1), dtype=torch.float64) for one in w]
 
 
@@ -269,7 +289,7 @@ def _fake_dampening_backward(
     grad: list[Any], w: list[Any], step: list[Any], qmin: list[int], qmax: list[int], axis: list[int], group_size: list[int],
     eps: float, factor: list[float],
 ) -> list[Any]:  # fmt: skip
-    _check_all(w, step, axis, group_size, "foreach_dampening")
+    check_all(w, step, axis, group_size, "foreach_dampening")
     return [torch.empty_like(one) for one in w]
 
 
@@ -324,9 +344,8 @@ class ForeachDampening(torch.autograd.Function):
     def forward(ctx: Any, where: Places, factors: tuple[float, ...], eps: float, *tensors: torch.Tensor) -> torch.Tensor:
         op, n = "foreach_dampening", len(tensors) // 2
         w, step = list(tensors[:n]), list(tensors[n:])
-        _check_all(w, step, where.axis, where.group_size, op)
-        for one, s in zip(w, step, strict=True):
-            checks.check_values(op, one, s, None)
+        check_all(w, step, where.axis, where.group_size, op)
+        _check_values(op, w, step)
         ctx.backend = backend = dispatch.select(w[0])
         if backend == "triton":
             from .. import triton_kernels  # noqa: F401  registers the kernels
@@ -399,7 +418,7 @@ def foreach_dampening(
     if not weights:
         return torch.zeros(())
     factors = tuple(loss_factor(w, reduction) for w in weights)
-    return ForeachDampening.apply(where, factors, eps, *weights, *(s.detach() for s in steps))
+    return ForeachDampening.apply(where, factors, eps, *weights, *map(detached, steps))
 
 
 # The oscillation step
@@ -409,7 +428,7 @@ def _fake_oscillation(
     weight: list[Any], step: list[Any], freeze: list[Any], track: list[Any], qmin: list[int], qmax: list[int], axis: list[int],
     group_size: list[int], eps: float, momentum: float, ema_momentum: float, limit: int, count_first: bool,
 ) -> None:  # fmt: skip
-    _check_all(weight, step, axis, group_size, "foreach_oscillation_step_")
+    check_all(weight, step, axis, group_size, "foreach_oscillation_step_")
 
 
 _library.define(
@@ -442,20 +461,26 @@ def run_oscillation(
     backend: str | None = None,
 ) -> list[OscillationState]:  # fmt: skip
     """:func:`foreach_oscillation_step_` on ``backend``, or on the one that serves the weights."""
-    op, n = "foreach_oscillation_step_", len(weights)
+    op = "foreach_oscillation_step_"
     where = places(op, weights, steps, bits, signed, narrow, axis, group_size, eps)
-    _check_all(weights, steps, where.axis, where.group_size, op)
+    check_all(weights, steps, where.axis, where.group_size, op)
     factor, limit = momentum_in_fp32(op, momentum), frequency_limit(op, threshold)
-    if states is not None and (isinstance(states, OscillationState) or len(states) != n):
-        got = type(states).__name__ if isinstance(states, OscillationState) else len(states)
-        raise ValueError(f"{op}: states must be None or a list with a state (or None) for each of the {n} weights, got {got}")
+    check_flag(op, "count_first", count_first)
+    n, expected = len(weights), f"{op}: states must be None or a list with a state (or None) for each of the {len(weights)} weights"
+    if states is not None and not isinstance(states, Sequence):
+        raise TypeError(f"{expected}, got {type(states).__name__}")
     given: list[OscillationState | None] = [None] * n if states is None else list(states)
-    for w, s, low, high, state in zip(weights, steps, where.qmin, where.qmax, given, strict=True):
+    if len(given) != n:
+        raise ValueError(f"{expected}, got {len(given)}")
+
+    def check(w: torch.Tensor, low: int, high: int, state: OscillationState | None) -> None:
         check_range(op, low, high)
         check_separate(op, w)
         if state is not None:
-            check_state(op, state, w, "weight", low, high)
-        checks.check_values(op, w, s, None)
+            check_state(op, state, w, "weights", low, high)
+
+    _for_each(check, weights, where.qmin, where.qmax, given)
+    _check_values(op, weights, steps)
     made, moved = [], []
     with torch.no_grad():
         for i, state in enumerate(given):

@@ -9,7 +9,7 @@ import torch
 from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, normalize_axis
 from ..oscillation import OscillationState, check_state
-from ..ranges import BOUNDARIES, integer_range
+from ..ranges import BOUNDARIES, check_eps, integer_range
 from ..reference.frozen_lsq import frozen_lsq_backward as reference_backward
 from ..reference.frozen_lsq import frozen_lsq_forward as reference_forward
 from . import _library
@@ -116,8 +116,7 @@ def resolve(
     if boundary not in BOUNDARIES:
         raise ValueError(f"frozen_lsq: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
     gradient_factor(grad_scale, "frozen_lsq")
-    if not eps > 0:
-        raise ValueError(f"frozen_lsq: eps must be positive, got {eps}")
+    check_eps("frozen_lsq", eps)
     return qmin, qmax, axis_, group, BOUNDARIES[boundary], grad_scale, eps
 
 

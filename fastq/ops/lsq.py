@@ -8,7 +8,7 @@ import torch
 
 from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, normalize_axis
-from ..ranges import BOUNDARIES, integer_range
+from ..ranges import BOUNDARIES, check_eps, check_number, integer_range
 from ..reference.lsq import lsq_backward as reference_backward
 from ..reference.lsq import lsq_forward as reference_forward
 from . import _library
@@ -35,8 +35,7 @@ def gradient_factor(grad_scale: float | str, op: str = "lsq") -> tuple[float, in
         if grad_scale in GRAD_NORMS:
             return 1.0, GRAD_NORMS[grad_scale]
         raise ValueError(f"{op}: grad_scale must be a float, 'lsq' or 'lsq-full', got {grad_scale!r}")
-    if isinstance(grad_scale, bool) or not isinstance(grad_scale, (int, float, torch.SymFloat)):
-        raise TypeError(f"{op}: grad_scale must be a float, 'lsq' or 'lsq-full', got {type(grad_scale).__name__}")
+    check_number(op, "grad_scale", grad_scale, "a float, 'lsq' or 'lsq-full'")
     return grad_scale, 0
 
 
@@ -127,8 +126,8 @@ def resolve(
     if boundary not in BOUNDARIES:
         raise ValueError(f"lsq: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
     gradient_factor(grad_scale)
-    if not eps > 0:
-        raise ValueError(f"lsq: eps must be positive, got {eps}")
+    check_number("lsq", "offset_grad_scale", offset_grad_scale)
+    check_eps("lsq", eps)
     return qmin, qmax, axis_, group, BOUNDARIES[boundary], grad_scale, offset_grad_scale, eps
 
 
@@ -180,7 +179,7 @@ def lsq(
         grad_scale: the factor G of ``dstep``: ``"lsq"`` ``1 / sqrt(N * qmax)`` with N elements per step;
             ``"lsq-full"`` the same with N = ``x.numel()``; or a number.
         offset_grad_scale: the factor of ``doffset``.
-        eps: the smallest step used.
+        eps: the smallest step used: at least ``2**-126``, the smallest normal number of float32, and finite there.
 
     Returns:
         ``y``, with the shape, dtype and memory layout of ``x``.
@@ -190,7 +189,7 @@ def lsq(
     (:func:`fastq.set_checks` makes it raise). An empty ``x`` gives an empty ``y`` and zero gradients.
 
     Raises:
-        TypeError: ``x`` is not a dense float tensor of a dtype above; a parameter has another dtype than it should.
+        TypeError: ``x`` is not a dense float tensor of a dtype above; a parameter or an option has another type than it should.
         ValueError: a shape, axis, group size, range or option does not fit; the message says what was expected.
         RuntimeError: the backend asked for cannot serve; a second backward pass is asked for.
 

@@ -8,7 +8,7 @@ import torch
 
 from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, normalize_axis
-from ..ranges import integer_range
+from ..ranges import check_eps, check_flag, integer_range
 from ..reference.noise_quant import noise_quant_backward as reference_backward
 from ..reference.noise_quant import noise_quant_forward as reference_forward
 from ..reference.philox import NOISES
@@ -115,6 +115,7 @@ def resolve(
 ) -> tuple[Any, ...]:  # fmt: skip
     """Check the public arguments, the tensors' values aside, and give those that follow ``step`` in :class:`NoiseQuant`."""
     check_input("noise_quant", x)
+    check_flag("noise_quant", "training", training)
     axis_, group = (-1, 0) if axis is None and group_size is None else normalize_axis("noise_quant", x, axis, group_size)
     noise = check_kind("noise_quant", kind, noise)
     if bits is None:
@@ -124,8 +125,7 @@ def resolve(
             raise ValueError(f"noise_quant: grad_scale={grad_scale!r} is about the highest code; give bits=, or a number")
     qmin, qmax = (-1, 1) if bits is None else integer_range("noise_quant", bits, signed, narrow)
     gradient_factor(grad_scale, "noise_quant")
-    if not eps > 0:
-        raise ValueError(f"noise_quant: eps must be positive, got {eps}")
+    check_eps("noise_quant", eps)
     check_seed("noise_quant", seed, x)
     return seed, qmin, qmax, axis_, group, eps, kind == "nipq", NOISES[noise], grad_scale
 
@@ -135,6 +135,7 @@ def evaluation(
     grad_scale: float | str = 1.0, **where: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The keywords of :func:`fastq.lsq` for ``training=False``, which quantizes."""
+    check_flag("noise_quant", "training", training)
     check_kind("noise_quant", kind, noise)
     if bits is None:
         raise ValueError("noise_quant: training=False rounds to codes; give bits=")
@@ -212,7 +213,7 @@ def noise_quant(
         >>> fastq.noise_quant(x, step, kind="nipq", bits=4, seed=torch.tensor(7)).sum().backward()
     """
     where: dict[str, Any] = {"signed": signed, "narrow": narrow, "axis": axis, "group_size": group_size, "eps": eps}
-    how: dict[str, Any] = {"seed": seed, "kind": kind, "noise": noise, "bits": bits, "grad_scale": grad_scale, **where}
+    how: dict[str, Any] = {"seed": seed, "kind": kind, "noise": noise, "bits": bits, "training": training, "grad_scale": grad_scale}
     if not training:
-        return lsq(x, step, **evaluation(x, **how))
-    return NoiseQuant.apply(x, step, *resolve(x, **how))
+        return lsq(x, step, **evaluation(x, **how, **where))
+    return NoiseQuant.apply(x, step, *resolve(x, **how, **where))

@@ -9,7 +9,7 @@ import torch
 from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, normalize_axis
 from ..oscillation import OscillationState, check_range, check_state, frequency_limit, momentum_in_fp32
-from ..ranges import integer_range
+from ..ranges import check_eps, check_flag, integer_range
 from ..reference.oscillation import first_codes
 from ..reference.oscillation import step_in_place as reference_step
 from . import _library
@@ -58,8 +58,8 @@ def run(
     check_range(op, qmin, qmax)
     check_parameter(op, "step", step, weight, axis_, group, "weight")
     factor, limit = momentum_in_fp32(op, momentum), frequency_limit(op, threshold)
-    if not eps > 0:
-        raise ValueError(f"{op}: eps must be positive, got {eps}")
+    check_eps(op, eps)
+    check_flag(op, "count_first", count_first)
     check_separate(op, weight)
     if state is not None:
         check_state(op, state, weight, "weight", qmin, qmax)

@@ -8,7 +8,7 @@ import torch
 
 from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, normalize_axis
-from ..ranges import level_count
+from ..ranges import check_eps, check_flags, level_count
 from ..reference.pact import pact_backward as reference_backward
 from ..reference.pact import pact_forward as reference_forward
 from . import _library
@@ -93,13 +93,6 @@ class PACT(torch.autograd.Function):
         return *gradients, None, None, None, None, None, None
 
 
-def check_flags(op: str, **flags: Any) -> None:
-    """Each is True or False; otherwise ``TypeError``."""
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
-
-
 def resolve(
     x: torch.Tensor, bits: int, calibrated: bool, two_sided: bool, axis: int | None, group_size: int | None, eps: float
 ) -> tuple[int, bool, int, int, float, bool]:
@@ -107,8 +100,7 @@ def resolve(
     check_input("pact", x)
     levels = level_count("pact", bits)
     check_flags("pact", calibrated=calibrated, two_sided=two_sided)
-    if not eps > 0:
-        raise ValueError(f"pact: eps must be positive, got {eps}")
+    check_eps("pact", eps)
     return levels, two_sided, *normalize_axis("pact", x, axis, group_size), eps, calibrated
 
 

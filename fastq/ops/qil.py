@@ -8,7 +8,7 @@ import torch
 
 from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, normalize_axis
-from ..ranges import level_count
+from ..ranges import check_eps, check_flag, level_count
 from ..reference.qil import qil_backward as reference_backward
 from ..reference.qil import qil_forward as reference_forward
 from . import _library
@@ -112,11 +112,9 @@ def resolve(
 ) -> tuple[int, bool, int, int, float]:
     """Check the public arguments, the tensors' values aside, and give those that follow ``gamma`` in :class:`QIL`."""
     check_input("qil", x)
-    if not isinstance(weight, bool):
-        raise TypeError(f"qil: weight must be True or False, got {weight!r}")
+    check_flag("qil", "weight", weight)
     levels = level_count("qil", bits, signed=weight)
-    if not eps > 0:
-        raise ValueError(f"qil: eps must be positive, got {eps}")
+    check_eps("qil", eps)
     return levels, weight, *normalize_axis("qil", x, axis, group_size), eps
 
 

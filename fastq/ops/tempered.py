@@ -8,7 +8,7 @@ import torch
 
 from .. import checks, dispatch
 from ..granularity import check_input, check_parameter, compute_dtype, normalize_axis
-from ..ranges import BOUNDARIES, integer_range
+from ..ranges import BOUNDARIES, check_eps, check_flag, check_number, integer_range
 from ..reference.philox import NOISES
 from ..reference.tempered import READINGS, STILL
 from ..reference.tempered import tempered_backward as reference_backward
@@ -153,8 +153,9 @@ def resolve(
             raise ValueError(f"tempered: {name} must be one of {', '.join(known)}, got {value!r}")
     check_decay("tempered", decay)
     gradient_factor(grad_scale, "tempered")
-    if not eps > 0:
-        raise ValueError(f"tempered: eps must be positive, got {eps}")
+    check_number("tempered", "a_grad_scale", a_grad_scale)
+    check_flag("tempered", "training", training)
+    check_eps("tempered", eps)
     how = READINGS[reading] if training else STILL
     if training or seed is not None:
         check_seed("tempered", seed, x)
@@ -240,8 +241,8 @@ def tempered(
     Not finite: as in :func:`fastq.lsq`; an ``a`` of NaN gives NaN in ``dx`` where m.
 
     Raises:
-        TypeError: ``x`` is not a dense float tensor of a dtype above; a parameter, ``seed`` or ``decay`` has another type than it
-            should.
+        TypeError: ``x`` is not a dense float tensor of a dtype above; a parameter, ``seed``, ``decay`` or an option has another
+            type than it should.
         ValueError: a shape, device, axis, group size, range or option does not fit; ``decay`` is not from 0 to 1, or requires a
             gradient.
         RuntimeError: the backend asked for cannot serve; a second backward pass is asked for.

@@ -28,7 +28,7 @@ __all__ = ["channel_error", "channel_error_surrogate", "channel_stats"]
 
 def _sums(t: torch.Tensor, axis: int) -> torch.Tensor:
     """Over everything but the channels, in fp64."""
-    return t.double().movedim(axis, 0).reshape(t.shape[axis], -1).sum(1)
+    return t.double().movedim(axis, 0).unsqueeze(-1).flatten(1).sum(1)
 
 
 def channel_error_forward(

@@ -12,10 +12,11 @@ __all__ = ["foreach_dampening", "foreach_lsq", "foreach_oscillation_step_"]
 
 def foreach_lsq(weights: Sequence[torch.Tensor], steps: Sequence[torch.Tensor], **keywords: Any) -> tuple[torch.Tensor, ...]:
     """``tuple(lsq(w, s, ...) for w, s in zip(weights, steps))``: arguments and errors as :func:`fastq.foreach_lsq`."""
-    from ..ops.foreach import resolve  # the one set of checks; imported late because fastq.ops builds on this module
+    from ..ops.foreach import check_all, resolve  # the one set of checks; imported late because fastq.ops builds on this module
     from .lsq import LSQReference
 
     arguments = resolve(weights, steps, **keywords)
+    check_all(weights, steps, arguments.axis, arguments.group_size)
     return tuple(
         LSQReference.apply(w, s, None, *arguments.of(i), arguments.boundary, arguments.grad_scale, 1.0, arguments.eps)
         for i, (w, s) in enumerate(zip(weights, steps, strict=True))

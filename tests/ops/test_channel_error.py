@@ -326,6 +326,21 @@ def test_the_manual_says_what_is_a_reconstruction() -> None:
         assert "econstruction" in str(thing.__doc__)
 
 
+@pytest.mark.parametrize("backend", [BACKEND, "reference"])
+@pytest.mark.parametrize(("shape", "axis"), [((0, 5), 0), ((3, 0), 1), ((0,), 0), ((3, 0), 0)], ids=str)
+def test_no_channels_or_empty_ones_have_no_error(backend: str, shape: tuple[int, ...], axis: int) -> None:
+    step = torch.ones(1, device=DEVICE, requires_grad=True)
+    for space in (fastq, fastq.reference):
+        x = torch.zeros(shape, device=DEVICE, requires_grad=True)
+        with fastq.use_backend(backend):
+            y, error = space.channel_error(x, step, bits=4, axis=axis)
+            stats = space.channel_stats(x, step, bits=4, axis=axis)
+        assert same_bits(error, torch.zeros(shape[axis], device=DEVICE)) and y.shape == shape
+        assert stats.error.shape == (shape[axis],) and not bool(stats.error.any())
+        dx, dstep = torch.autograd.grad(y.sum() + error.sum(), [x, step])
+        assert dx.shape == shape and dstep.tolist() == [0.0]
+
+
 # Bad input
 
 X, S = torch.zeros(3, 4, 5, device=DEVICE), torch.ones(1, device=DEVICE)
@@ -340,10 +355,10 @@ X, S = torch.zeros(3, 4, 5, device=DEVICE), torch.ones(1, device=DEVICE)
         (ValueError, r"step must have one element per tensor, got shape \(4,\)", X, S.repeat(4), {}),
         (ValueError, r"axis must be in \[-3, 2\] for x of 3 dimensions, got 3", X, S, {"axis": 3}),
         (TypeError, "axis must be an int, the axis of the channels, got None", X, S, {"axis": None}),
-        (TypeError, "axis must be an int or None, got 1.0", X, S, {"axis": 1.0}),
+        (TypeError, "axis must be an int, the axis of the channels, got 1.0", X, S, {"axis": 1.0}),
         (ValueError, r"axis must be in \[0, -1\] for x of 0 dimensions, got 0|axis must be in", torch.tensor(1.0), S, {"axis": 0}),
         (ValueError, "bits must be from 1 to 8", X, S, {"bits": 9}),
-        (ValueError, "eps must be positive, got 0", X, S, {"eps": 0}),
+        (ValueError, "eps must be positive and finite in float32, .* got 0", X, S, {"eps": 0}),
     ],
 )
 def test_bad_input_is_named(
@@ -371,6 +386,10 @@ def test_bad_options_are_named() -> None:
         (ValueError, "channel_weights: eps must be positive and finite, got 0", lambda: fastq.channel_weights(stats, eps=0)),
         (ValueError, r"channel_objective: error must have shape \(C,\), one per channel, got \(1, 4\)",
          lambda: fastq.channel_objective(stats.error[None], weights)),
+        (TypeError, "channel_objective: error must be a float tensor, got torch.int64",
+         lambda: fastq.channel_objective(torch.ones(4, dtype=torch.int64), weights)),
+        (TypeError, "channel_objective: error must be a float tensor, got list", lambda: fastq.channel_objective([1.0], weights)),
+        (TypeError, "channel_weights: eps must be a float, got NoneType", lambda: fastq.channel_weights(stats, eps=None)),
         (ValueError, r"channel_objective: weights must have shape \(4,\), one per channel, got \(3,\)",
          lambda: fastq.channel_objective(stats.error, weights[:3])),
         (TypeError, "update_step_: weights must be a float tensor, got list", lambda: fastq.update_step_(S.clone(), stats, [1.0])),

@@ -177,12 +177,19 @@ def test_the_operators_refuse_gradients_and_ragged_lists() -> None:
         ({"steps": []}, ValueError, "a step for each weight, got 2 weights and 0 steps"),
         ({"bits": [4]}, ValueError, "bits must be one value or a list of 2, one for each weight, got 1"),
         ({"bits": 9}, ValueError, "bits must be from 1 to 8"),
-        ({"axis": [0, 5]}, ValueError, r"axis must be in \[-1, 0\]"),
+        ({"axis": [0, 5]}, ValueError, r"axis must be in \[-1, 0\] for weights of 1 dimensions, got 5 \(tensor 1\)"),
+        ({"bits": [4, 9]}, ValueError, r"bits must be from 1 to 8 .*got 9 \(tensor 1\)"),
+        ({"group_size": [None, 3], "axis": None}, ValueError, r"group_size=3 must divide the last axis of weights.*\(tensor 1\)"),
         ({"boundary": "half"}, ValueError, "boundary must be one of"),
         ({"eps": 0.0}, ValueError, "eps must be positive"),
         ({"grad_scale": None}, TypeError, "grad_scale must be a float"),
-        ({"steps": [torch.ones(2), torch.ones(1)]}, ValueError, r"step must have shape \(64,\).*\(tensor 0\)"),
-        ({"weights": [torch.ones(64, 2), torch.ones(4, dtype=torch.int32)]}, TypeError, "x must be float32"),
+        ({"steps": [torch.ones(2), torch.ones(1)]}, ValueError, r"steps must have shape \(64,\) for weights of.*\(tensor 0\)"),
+        ({"steps": [torch.ones(64), 0.1]}, TypeError, r"steps must be a torch\.Tensor, got float \(tensor 1\)"),
+        (
+            {"weights": [torch.ones(64, 2), torch.ones(4, dtype=torch.int32)]},
+            TypeError,
+            r"weights must be float32.*got torch\.int32 \(tensor 1\)",
+        ),
     ],
     ids=str,
 )
@@ -195,7 +202,7 @@ def test_bad_input_is_named(change: dict[str, Any], error: type[Exception], mess
 def test_checks_look_at_the_steps() -> None:
     fastq.set_checks(True)
     try:
-        with pytest.raises(ValueError, match="foreach_lsq: step"):
+        with pytest.raises(ValueError, match=r"foreach_lsq: steps must be positive.*\(tensor 0\)"):
             fastq.foreach_lsq([torch.ones(3)], [torch.zeros(1)], bits=4)
     finally:
         fastq.set_checks(False)
@@ -296,8 +303,22 @@ def test_the_other_operators_keep_to_their_schemas() -> None:
         (lambda w, s: fastq.foreach_oscillation_step_(w, s, bits=4, momentum=2.0), ValueError, "momentum"),
         (lambda w, s: fastq.foreach_oscillation_step_(w, s, bits=4, threshold=-1.0), ValueError, "threshold must be 0"),
         (lambda w, s: fastq.foreach_oscillation_step_([w[0].expand(2, 3), w[1]], s, bits=4), ValueError, "must not overlap itself"),
+        (lambda w, s: fastq.foreach_dampening(w, [s[0], 0.1], bits=4), TypeError, r"steps must be .*got float \(tensor 1\)"),
+        (lambda w, s: fastq.foreach_oscillation_step_(None, s, bits=4), TypeError, "weights must be a list .*got NoneType"),
+        (lambda w, s: fastq.foreach_oscillation_step_(iter(w), s, bits=4), TypeError, "weights must be a list .*got list_iterator"),
+        (lambda w, s: fastq.foreach_oscillation_step_(w, s, 3, bits=4), TypeError, "states must be None or a list .*got int"),
+        (
+            lambda w, s: fastq.foreach_oscillation_step_(w, s, [None, {}], bits=4),
+            TypeError,
+            r"state must be a fastq\.OscillationState, got dict \(tensor 1\)",
+        ),
+        (lambda w, s: fastq.foreach_oscillation_step_(w, s, bits=4, count_first="no"), TypeError, "count_first must be True or"),
+        (
+            lambda w, s: fastq.foreach_oscillation_step_([w[0], w[1].int()], s, bits=4),
+            TypeError,
+            r"foreach_oscillation_step_: weights must be float32.*\(tensor 1\)",
+        ),
     ],
-    ids=range(6),
 )
 def test_bad_input_of_the_others_is_named(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

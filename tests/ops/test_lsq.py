@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -401,6 +402,69 @@ def test_the_fake_kernel_refuses_what_the_real_one_refuses() -> None:
 def test_the_function_checks_its_own_arguments(backend: str, error: type[Exception], message: str, arguments: Any) -> None:
     with fastq.use_backend(backend), pytest.raises(error, match=f"lsq: {message}"):
         LSQ.apply(X, S, *arguments)
+
+
+BAD_EPS: list[tuple[Any, type[Exception], str]] = [
+    (0, ValueError, "eps must be positive"),
+    (-1.0, ValueError, "eps must be positive"),
+    (float("nan"), ValueError, "eps must be positive and finite in float32"),
+    (float("inf"), ValueError, "eps must be positive and finite in float32"),
+    (1e39, ValueError, "eps must be positive and finite in float32"),
+    (1e-46, ValueError, r"eps must be .*at least 2\*\*-126, got 1e-46"),  # 0 in fp32: a step of 0 would give NaN
+    (None, TypeError, "eps must be a float, got NoneType"),
+    ("a", TypeError, "eps must be a float, got str"),
+    (True, TypeError, "eps must be a float, got bool"),
+]
+
+
+@pytest.mark.parametrize(("eps", "error", "message"), BAD_EPS, ids=str)
+def test_eps_keeps_a_zero_step_away_from_nan_in_every_op(eps: Any, error: type[Exception], message: str) -> None:
+    state, drawn = fastq.oscillation_step_(X.clone(), S, bits=4), {"seed": torch.tensor(0, device=DEVICE)}
+    calls: dict[str, Callable[[], Any]] = {
+        "lsq": lambda: fastq.lsq(X, S, bits=4, eps=eps),
+        "pact": lambda: fastq.pact(X, S, bits=4, eps=eps),
+        "qil": lambda: fastq.qil(X, S, S, bits=4, weight=True, eps=eps),
+        "ewgs": lambda: fastq.ewgs(X, -S, S, bits=4, delta=0.1, eps=eps),
+        "dampening": lambda: fastq.dampening(X, S, bits=4, eps=eps),
+        "channel_error": lambda: fastq.channel_error(X, S, bits=4, eps=eps),
+        "channel_stats": lambda: fastq.channel_stats(X, S, bits=4, eps=eps),
+        "frozen_lsq": lambda: fastq.frozen_lsq(X, S, state, bits=4, eps=eps),
+        "oscillation_step_": lambda: fastq.oscillation_step_(X, S, bits=4, eps=eps),
+        "foreach_lsq": lambda: fastq.foreach_lsq([X], [S], bits=4, eps=eps),
+        "foreach_dampening": lambda: fastq.foreach_dampening([X], [S], bits=4, eps=eps),
+        "foreach_oscillation_step_": lambda: fastq.foreach_oscillation_step_([X], [S], bits=4, eps=eps),
+        "noise_quant": lambda: fastq.noise_quant(X, S, eps=eps, **drawn),
+        "tempered": lambda: fastq.tempered(X, S, S, bits=4, decay=0.5, eps=eps, **drawn),
+    }
+    for name, call in calls.items():
+        with pytest.raises(error, match=f"^{name}: {message}"):
+            call()
+
+
+def test_the_smallest_and_the_largest_eps_serve() -> None:
+    for eps in (2.0**-126, 1, torch.finfo(torch.float32).max):
+        for space in (fastq, fastq.reference):
+            assert not bool(space.lsq(torch.zeros(3, device=DEVICE), torch.zeros(1, device=DEVICE), bits=4, eps=eps).any())
+
+
+@pytest.mark.parametrize("space", [fastq, fastq.reference], ids=["op", "reference"])
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("offset_grad_scale must be a float, got str", {"offset_grad_scale": "lsq"}),
+        ("offset_grad_scale must be a float, got NoneType", {"offset_grad_scale": None}),
+        ("offset_grad_scale must be a float, got bool", {"offset_grad_scale": True}),
+        ("offset_grad_scale must be a float, got Tensor", {"offset_grad_scale": torch.ones(1)}),
+        ("signed must be True or False, got 'no'", {"signed": "no"}),
+        ("narrow must be True or False, got 'no'", {"narrow": "no"}),
+        ("signed must be True or False, got None", {"signed": None, "bits": (-8, 7)}),
+        (r"bits must be an int from 1 to 8 or a pair \(qmin, qmax\) of ints, got \(True, 3\)", {"bits": (True, 3)}),
+        (r"bits must be an int from 1 to 8 or a pair \(qmin, qmax\) of ints, got \(-3, True\)", {"bits": (-3, True)}),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_named_at_the_call(space: Any, message: str, change: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"lsq: {message}"):
+        space.lsq(X, S, **({"bits": 4, "offset": torch.zeros_like(S)} | change))
 
 
 def test_double_backward_raises() -> None:

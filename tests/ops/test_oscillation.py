@@ -468,7 +468,9 @@ STATE = fastq.oscillation_step_(W, S, bits=4)
         (ValueError, r"threshold must be 0 \(nothing freezes\) or positive, got -0.1", {"threshold": -0.1}),
         (ValueError, r"threshold must be 0 \(nothing freezes\) or positive, got nan", {"threshold": math.nan}),
         (TypeError, r"threshold must be a float, got NoneType", {"threshold": None}),
-        (ValueError, r"eps must be positive, got 0", {"eps": 0}),
+        (ValueError, "eps must be positive and finite in float32, .* got 0", {"eps": 0}),
+        (TypeError, "count_first must be True or False, got 'no'", {"count_first": "no"}),
+        (TypeError, "count_first must be True or False, got 'no'", {"count_first": "no", "state": None}),
     ],
 )
 def test_bad_input_of_the_step_is_named(space: Any, error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
@@ -489,7 +491,7 @@ def test_bad_input_of_the_step_is_named(space: Any, error: type[Exception], mess
         (ValueError, r"state holds codes of the range \[-8, 7\], and bits gives \[0, 15\]", {"signed": False}),
         (ValueError, r"boundary must be one of open, closed, rounded, got 'shut'", {"boundary": "shut"}),
         (ValueError, r"grad_scale must be a float, 'lsq' or 'lsq-full', got 'x'", {"grad_scale": "x"}),
-        (ValueError, r"eps must be positive, got -1", {"eps": -1}),
+        (ValueError, "eps must be positive and finite in float32, .* got -1", {"eps": -1}),
         (ValueError, r"group_size=5 must divide the last axis of x", {"group_size": 5}),
     ],
 )
@@ -507,10 +509,12 @@ def test_bad_input_of_freeze_aware_lsq_is_named(
     [
         (TypeError, r"w must be float32.*got torch\.int32", {"w": W.int()}),
         (TypeError, r"step must be torch\.float32 for w of torch\.float32", {"step": S.double()}),
+        (TypeError, r"step must be a torch\.Tensor, got float", {"step": 0.1}),
+        (TypeError, r"step must be a torch\.Tensor, got NoneType", {"step": None}),
         (ValueError, r"step must have shape \(4,\) for w of shape \(4, 6\) and axis=0, got \(1,\)", {"axis": 0}),
         (ValueError, r"reduction must be one of sum, mean, kernel, got 'max'", {"reduction": "max"}),
         (ValueError, r"bits must be from 1 to 8", {"bits": 0}),
-        (ValueError, r"eps must be positive, got 0", {"eps": 0}),
+        (ValueError, "eps must be positive and finite in float32, .* got 0", {"eps": 0}),
     ],
 )
 def test_bad_input_of_dampening_is_named(space: Any, error: type[Exception], message: str, arguments: dict[str, Any]) -> None:

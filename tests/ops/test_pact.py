@@ -209,7 +209,7 @@ X, A = drawn((4, 6)), torch.ones(1, device=DEVICE)
         (TypeError, r"pact: bits must be an int from 1 to 8, got \(0, 15\)", lambda: fastq.pact(X, A, bits=(0, 15))),
         (TypeError, r"pact: calibrated must be True or False, got 'yes'", lambda: fastq.pact(X, A, bits=4, calibrated="yes")),
         (TypeError, r"pact: two_sided must be True or False, got 1", lambda: fastq.pact(X, A, bits=4, two_sided=1)),
-        (ValueError, r"pact: eps must be positive, got 0.0", lambda: fastq.pact(X, A, bits=4, eps=0.0)),
+        (ValueError, r"pact: eps must be positive and finite in float32, .* got 0.0", lambda: fastq.pact(X, A, bits=4, eps=0.0)),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(error: type[Exception], message: str, call: Any) -> None:

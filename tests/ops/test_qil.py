@@ -231,7 +231,7 @@ HOW: dict[str, Any] = {"bits": 4, "weight": True}
          lambda: fastq.qil(X, C, D, bits=1, weight=True)),
         (ValueError, r"qil: bits must be from 1 to 8, got 9", lambda: fastq.qil(X, C, D, bits=9, weight=False)),
         (TypeError, r"qil: weight must be True or False, got None", lambda: fastq.qil(X, C, D, bits=4, weight=None)),
-        (ValueError, r"qil: eps must be positive, got 0", lambda: fastq.qil(X, C, D, **HOW, eps=0)),
+        (ValueError, r"qil: eps must be positive and finite in float32, .* got 0", lambda: fastq.qil(X, C, D, **HOW, eps=0)),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(error: type[Exception], message: str, call: Any) -> None:
