@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from .. import checks, dispatch
-from ..granularity import check_input, check_parameter, compute_dtype
-from ..ranges import LARGEST_CODE
+from ..granularity import channel_axis, check_input, check_parameter, compute_dtype
+from ..ranges import LARGEST_CODE, check_number
 from ..reference.affine import affine_backward as reference_backward
 from ..reference.affine import affine_forward as reference_forward
 from . import _library
@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 
-def check(op: str, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int) -> None:
-    """The checks of the tensors, for every backend and for the fake kernels."""
-    check_input(op, x)
-    check_parameter(op, "scale", scale, x, axis, 0)
-    check_parameter(op, "zero_point", zero_point, x, axis, 0)
+def check(op: str, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int, of: str = "x") -> None:
+    """The checks of the tensors, for every backend and for the fake kernels; ``of`` names ``x``."""
+    check_input(op, x, of)
+    check_parameter(op, "scale", scale, x, axis, 0, of)
+    check_parameter(op, "zero_point", zero_point, x, axis, 0, of)
 
 
 def _fake_forward(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int, axis: int) -> Any:
@@ -115,10 +115,10 @@ def _parameter(op: str, name: str, value: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def resolve(
-    op: str, x: torch.Tensor, scale: Any, zero_point: Any, axis: int | None, qmin: int, qmax: int
+    op: str, x: torch.Tensor, scale: Any, zero_point: Any, qmin: int, qmax: int, *axis: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int, int]:
-    """Check the public arguments and give those of :class:`FakeQuantizeAffine` up to ``axis``."""
-    check_input(op, x)
+    """Check the public arguments and give those of :class:`FakeQuantizeAffine` up to ``axis``, which is absent per tensor."""
+    check_input(op, x, "input")
     if not isinstance(qmin, int) or not isinstance(qmax, int):
         raise TypeError(f"{op}: quant_min and quant_max must be ints, got {type(qmin).__name__} and {type(qmax).__name__}")
     if qmin > qmax:
@@ -129,14 +129,18 @@ def resolve(
         raise ValueError(f"{op}: zero_point must lie between quant_min and quant_max, [{qmin}, {qmax}], got {zero_point}")
     if isinstance(scale, float) and not math.isfinite(scale):
         raise ValueError(f"{op}: scale must be finite, got {scale}")
-    axis_ = -1
-    if axis is not None:
-        if not -x.dim() <= axis < x.dim():
-            raise ValueError(f"{op}: axis must be in [{-x.dim()}, {x.dim() - 1}] for x of {x.dim()} dimensions, got {axis}")
-        axis_ = axis % x.dim()
+    axis_ = channel_axis(op, x, axis[0], "input") if axis else -1
     s, z = _parameter(op, "scale", scale, x), _parameter(op, "zero_point", zero_point, x)
-    check(op, x, s, z, axis_)
+    check(op, x, s, z, axis_, "input")
     return x, s, z, qmin, qmax, axis_
+
+
+def resolve_learnable(
+    op: str, x: torch.Tensor, scale: Any, zero_point: Any, qmin: int, qmax: int, grad_factor: float, *axis: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int, int, bool, float]:
+    """:func:`resolve` of a learnable function: all arguments of :class:`FakeQuantizeAffine`."""
+    check_number(op, "grad_factor", grad_factor)
+    return *resolve(op, x, scale, zero_point, qmin, qmax, *axis), True, grad_factor
 
 
 def fake_quantize_per_tensor_affine(
@@ -161,15 +165,17 @@ def fake_quantize_per_tensor_affine(
 
     Equal to torch core, ``torch.equal``, in ``y`` and ``dx`` for float32, bfloat16 and float16. It differs where core is odd: NaN
     stays NaN (core turns it into ``quant_min``) and shows in ``dx``; a masked gradient is 0 even where ``g`` is infinite (core:
-    NaN); float64 is computed in float64 (core rounds through float32); ranges beyond ±65536 are refused. Core keeps a mask for
-    the backward pass, this keeps ``input`` alone.
+    NaN); a scale of 0, which gives zeros, lets ``g`` through (core: 0), and one below ``2**-128``, whose inverse is infinite, makes
+    NaN of an ``input`` of 0 (core: ``quant_min``); a zero-point tensor beyond the range is clipped (core uses it as it is, and
+    raises per channel if it is of integers); float64 is computed in float64 (core rounds through float32); ranges beyond ±65536
+    are refused. Core keeps a mask for the backward pass, this keeps ``input`` alone.
 
     Raises:
         TypeError: a dtype, layout or type does not fit.
         ValueError: a range, a zero-point outside of it, a scale that is not finite, more than one element.
     """
     name = "fake_quantize_per_tensor_affine"
-    return FakeQuantizeAffine.apply(*resolve(name, input, scale, zero_point, None, quant_min, quant_max))
+    return FakeQuantizeAffine.apply(*resolve(name, input, scale, zero_point, quant_min, quant_max))
 
 
 def fake_quantize_per_channel_affine(
@@ -192,7 +198,7 @@ def fake_quantize_per_channel_affine(
         ValueError: a range, an axis or a shape does not fit.
     """
     name = "fake_quantize_per_channel_affine"
-    return FakeQuantizeAffine.apply(*resolve(name, input, scale, zero_point, axis, quant_min, quant_max))
+    return FakeQuantizeAffine.apply(*resolve(name, input, scale, zero_point, quant_min, quant_max, axis))
 
 
 def _fake_quantize_learnable_per_tensor_affine(
@@ -222,8 +228,7 @@ def _fake_quantize_learnable_per_tensor_affine(
         TypeError, ValueError: as :func:`fake_quantize_per_tensor_affine`.
     """
     name = "_fake_quantize_learnable_per_tensor_affine"
-    arguments = resolve(name, input, scale, zero_point, None, quant_min, quant_max)
-    return FakeQuantizeAffine.apply(*arguments, True, grad_factor)
+    return FakeQuantizeAffine.apply(*resolve_learnable(name, input, scale, zero_point, quant_min, quant_max, grad_factor))
 
 
 def _fake_quantize_learnable_per_channel_affine(
@@ -236,5 +241,4 @@ def _fake_quantize_learnable_per_channel_affine(
     the forward pass's ``z`` in the backward pass too.
     """
     name = "_fake_quantize_learnable_per_channel_affine"
-    arguments = resolve(name, input, scale, zero_point, axis, quant_min, quant_max)
-    return FakeQuantizeAffine.apply(*arguments, True, grad_factor)
+    return FakeQuantizeAffine.apply(*resolve_learnable(name, input, scale, zero_point, quant_min, quant_max, grad_factor, axis))

@@ -117,7 +117,7 @@ def fake_quantize_per_tensor_affine(input: Any, scale: Any, zero_point: Any, qua
     from ..ops.affine import resolve  # the one set of checks; imported late because fastq.ops builds on this module
 
     name = "fake_quantize_per_tensor_affine"
-    return AffineReference.apply(*resolve(name, input, scale, zero_point, None, quant_min, quant_max), False, 1.0)
+    return AffineReference.apply(*resolve(name, input, scale, zero_point, quant_min, quant_max), False, 1.0)
 
 
 def fake_quantize_per_channel_affine(
@@ -127,24 +127,24 @@ def fake_quantize_per_channel_affine(
     from ..ops.affine import resolve
 
     name = "fake_quantize_per_channel_affine"
-    return AffineReference.apply(*resolve(name, input, scale, zero_point, axis, quant_min, quant_max), False, 1.0)
+    return AffineReference.apply(*resolve(name, input, scale, zero_point, quant_min, quant_max, axis), False, 1.0)
 
 
 def _fake_quantize_learnable_per_tensor_affine(
     input: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int, grad_factor: float = 1.0
 ) -> torch.Tensor:
     """Arguments, formula and errors as ``fastq._fake_quantize_learnable_per_tensor_affine``, in plain PyTorch."""
-    from ..ops.affine import resolve
+    from ..ops.affine import resolve_learnable
 
     name = "_fake_quantize_learnable_per_tensor_affine"
-    return AffineReference.apply(*resolve(name, input, scale, zero_point, None, quant_min, quant_max), True, grad_factor)
+    return AffineReference.apply(*resolve_learnable(name, input, scale, zero_point, quant_min, quant_max, grad_factor))
 
 
 def _fake_quantize_learnable_per_channel_affine(
     input: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int, grad_factor: float = 1.0
 ) -> torch.Tensor:
     """Arguments, formula and errors as ``fastq._fake_quantize_learnable_per_channel_affine``, in plain PyTorch."""
-    from ..ops.affine import resolve
+    from ..ops.affine import resolve_learnable
 
     name = "_fake_quantize_learnable_per_channel_affine"
-    return AffineReference.apply(*resolve(name, input, scale, zero_point, axis, quant_min, quant_max), True, grad_factor)
+    return AffineReference.apply(*resolve_learnable(name, input, scale, zero_point, quant_min, quant_max, grad_factor, axis))

@@ -114,6 +114,23 @@ def test_where_core_is_odd() -> None:
     assert x.grad is not None
     assert same_bits(x.grad, torch.tensor([math.nan, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]))
     assert fastq.fake_quantize_per_tensor_affine(torch.tensor([1.0, 0.0]), 0.0, 0, -8, 7).tolist() == [0.0, 0.0]
+    core = torch.fake_quantize_per_tensor_affine
+    for fn, gradient in (
+        (fastq.fake_quantize_per_tensor_affine, 1.0),
+        (fastq.reference.fake_quantize_per_tensor_affine, 1.0),
+        (core, 0.0),
+    ):
+        x = torch.tensor([1.0, 0.0, -3.0], requires_grad=True)
+        y = fn(x, 0.0, 2, -8, 7)
+        y.sum().backward()
+        assert x.grad is not None and y.tolist() == [0.0] * 3 and x.grad.tolist() == [gradient] * 3
+    x, scale, beyond = torch.randn(3, 4) * 9, torch.ones(3), torch.tensor([7, 9, -9], dtype=torch.int32)
+    y = fastq.fake_quantize_per_channel_affine(x, scale, beyond, 0, -8, 7)
+    assert torch.equal(y, fastq.fake_quantize_per_channel_affine(x, scale, beyond.clamp(-8, 7), 0, -8, 7))
+    with pytest.raises(RuntimeError, match="must be between"):
+        torch.fake_quantize_per_channel_affine(x, scale, beyond, 0, -8, 7)
+    tiny = fastq.fake_quantize_per_tensor_affine(torch.tensor([0.0, 1.0]), 1e-40, 0, -8, 7)
+    assert tiny.isnan().tolist() == [True, False] and not bool(core(torch.tensor([0.0, 1.0]), 1e-40, 0, -8, 7).isnan().any())
     wide = torch.linspace(-1, 1, 999, dtype=torch.float64)  # core would round 0.1 and the result to fp32
     expected = (wide * (1 / 0.1)).round().clamp(-8, 7) * 0.1
     assert torch.equal(fastq.fake_quantize_per_tensor_affine(wide, 0.1, 0, -8, 7), expected)
@@ -173,9 +190,28 @@ def test_bad_input(error: type[Exception], message: str, args: Any) -> None:
 
 def test_bad_channels() -> None:
     x = torch.ones(3, 4)
-    with pytest.raises(ValueError, match=r"scale must have shape \(4,\) for x of shape \(3, 4\) and axis=1, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"scale must have shape \(4,\) for input of shape \(3, 4\) and axis=1, got \(3,\)"):
         fastq.fake_quantize_per_channel_affine(x, torch.ones(3), torch.zeros(3), 1, -8, 7)
-    with pytest.raises(ValueError, match=r"axis must be in \[-2, 1\] for x of 2 dimensions, got 2"):
+    with pytest.raises(ValueError, match=r"axis must be in \[-2, 1\] for input of 2 dimensions, got 2"):
         fastq.fake_quantize_per_channel_affine(x, torch.ones(3), torch.zeros(3), 2, -8, 7)
-    with pytest.raises(TypeError, match="x must be float32"):
+    with pytest.raises(TypeError, match="input must be float32"):
         fastq.fake_quantize_per_channel_affine(x.int(), torch.ones(3), torch.zeros(3), 0, -8, 7)
+
+
+@pytest.mark.parametrize("axis", [None, 1.0, "a", True])
+def test_an_axis_that_is_no_int_is_refused(axis: Any) -> None:
+    x, scale, zero_point = torch.ones(3, 4), torch.ones(1), torch.zeros(1)
+    for name in ("fake_quantize_per_channel_affine", "_fake_quantize_learnable_per_channel_affine"):
+        for space in (fastq, fastq.reference):
+            with pytest.raises(TypeError, match=f"{name}: axis must be an int, the axis of the channels, got {axis!r}"):
+                getattr(space, name)(x, scale, zero_point, axis, -8, 7)
+
+
+@pytest.mark.parametrize("factor", [None, "lsq", True, torch.ones(1)], ids=str)
+def test_a_factor_that_is_no_number_is_refused_at_the_call(factor: Any) -> None:
+    x, kind = torch.ones(3, 4), type(factor).__name__
+    for name, place in (("per_tensor", ()), ("per_channel", (0,))):
+        scale, zero_point = torch.ones(3 if place else 1), torch.zeros(3 if place else 1)
+        for space in (fastq, fastq.reference):
+            with pytest.raises(TypeError, match=f"_affine: grad_factor must be a float, got {kind}"):
+                getattr(space, f"_fake_quantize_learnable_{name}_affine")(x, scale, zero_point, *place, -8, 7, factor)
