@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from .. import checks, dispatch
+from ..ranges import LARGEST_FLOAT
 from ..reference.direct import direct_update_forward as reference_update
 from ..reference.direct import direct_weight_backward as reference_backward
 from ..reference.direct import direct_weight_forward as reference_forward
@@ -70,8 +70,8 @@ def check_factors(lr: float, rho: float, residual: torch.Tensor | None) -> None:
     for name, value in (("lr", lr), ("rho", rho)):
         if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
             raise TypeError(f"direct_update_: {name} must be a float, got {type(value).__name__}")
-    if not math.isfinite(lr):
-        raise ValueError(f"direct_update_: lr must be finite, got {lr}")
+    if not abs(lr) <= LARGEST_FLOAT:
+        raise ValueError(f"direct_update_: lr must be finite in float32, got {lr}")
     if not 0 <= rho <= 1:
         raise ValueError(f"direct_update_: rho must be from 0 to 1, got {rho}")
     if residual is None and rho != 0:
@@ -211,7 +211,7 @@ def direct_update_(
         levels: ``(2**b,)``, float32, ascending, as in :func:`fastq.direct_weight`. Read.
         grad: the gradient of the weights, or what an optimizer makes of it (:class:`fastq.DirectOptimizer`); float32, bfloat16 or
             float16. Read.
-        lr: the step along ``grad``, finite. Used as an fp32 number, as ``rho`` is.
+        lr: the step along ``grad``. Used as an fp32 number, as ``rho`` is, and finite as one.
         rho: the share of the rest that is kept, from 0 to 1.
 
     Returns:

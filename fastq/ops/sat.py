@@ -8,6 +8,7 @@ import torch
 
 from .. import checks, dispatch
 from ..granularity import check_input
+from ..ranges import check_flag
 from ..reference.sat import RESCALES, SCHEMES, default_n_out
 from ..reference.sat import sat_backward as reference_backward
 from ..reference.sat import sat_forward as reference_forward
@@ -18,7 +19,7 @@ __all__ = ["SATWeight", "sat_weight"]
 
 def check(w: torch.Tensor, bits: int, scheme: int, rescale: int, n_out: int) -> None:
     """The checks of the operators' arguments, for every backend and for the fake kernels."""
-    check_input("sat_weight", w)
+    check_input("sat_weight", w, "w")
     if not 0 <= bits <= 8:
         raise ValueError(f"sat_weight: bits must be from 1 to 8, or 0 for none, got {bits}")
     if not 0 <= scheme <= 2 or (scheme == SCHEMES["centered"] and bits != 2):
@@ -30,7 +31,7 @@ def check(w: torch.Tensor, bits: int, scheme: int, rescale: int, n_out: int) -> 
 
 
 def _check_saved(grad: torch.Tensor, w: torch.Tensor, scale: torch.Tensor, index: torch.Tensor) -> None:
-    check_input("sat_weight", w)
+    check_input("sat_weight", w, "w")
     if grad.shape != w.shape or grad.dtype != w.dtype:
         raise ValueError(
             f"sat_weight: grad must have the shape and dtype of w, {tuple(w.shape)} and {w.dtype}, "
@@ -127,11 +128,12 @@ def resolve(
     w: torch.Tensor, bits: int | None, scheme: str, rescale: str, grad_through_max: bool, n_out: int | None
 ) -> tuple[int, int, int, int, bool]:
     """Check the public arguments and give those that follow ``w`` in :class:`SATWeight`."""
-    check_input("sat_weight", w)
+    check_input("sat_weight", w, "w")
     check_options("sat_weight", bits, scheme, rescale, n_out)
+    check_flag("sat_weight", "grad_through_max", grad_through_max)
     if n_out is None:
         n_out = max(default_n_out(w), 1)
-    return bits or 0, SCHEMES[scheme] if bits else 0, RESCALES[rescale], n_out, bool(grad_through_max)
+    return bits or 0, SCHEMES[scheme] if bits else 0, RESCALES[rescale], n_out, grad_through_max
 
 
 def sat_weight(
@@ -188,9 +190,10 @@ def sat_weight(
         ``y``, with the shape, dtype and memory layout of ``w``. With bits it is ``s * code`` with one step ``s = kappa / L`` and
         the integer codes ``L * Q`` (scheme "round": odd ones, up to ±255 at 8 bits), rounded once.
 
-    Not finite: NaN in ``w`` gives NaN everywhere, since every element depends on it; an infinite element is a saturated one.
-    Weights that are all 0, or whose codes have no variance (unless ``rescale="none"``), give zeros for ``y`` and ``dw``, or raise
-    in the checking mode (:func:`fastq.set_checks`). An empty ``w`` gives an empty ``y``.
+    Not finite: NaN in ``w`` gives NaN everywhere, since every element depends on it. An infinite element is a saturated one; but
+    with ``rescale="std"`` it gives NaN everywhere, since ``std(w)`` is not finite. Weights that are all 0, or whose codes have no
+    variance (unless ``rescale="none"``), give zeros for ``y`` and ``dw``, or raise in the checking mode (:func:`fastq.set_checks`).
+    An empty ``w`` gives an empty ``y``.
 
     Raises:
         TypeError: ``w`` is not a dense float tensor of a dtype above; an argument has the wrong type.

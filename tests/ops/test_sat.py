@@ -247,6 +247,8 @@ def test_not_finite() -> None:
         with fastq.use_backend(backend):
             for a, b in zip(call(fastq.sat_weight, infinite, g, bits=3), call(fastq.sat_weight, large, g, bits=3), strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-30)  # saturated: tanh is -1, and its slope 0 or e^-80
+            y, dw = call(fastq.sat_weight, infinite, g, bits=3, rescale="std")  # std(w) is not finite, and scales them all
+            assert bool(y.isnan().all()) and bool(dw.isnan().all()) and "not finite" in str(fastq.sat_weight.__doc__)
             for bits in (3, None):
                 for value, at in ((math.nan, 0), (math.nan, 39)):
                     broken = w.clone()
@@ -351,7 +353,8 @@ def test_double_backward_raises() -> None:
 @pytest.mark.parametrize(
     ("error", "message", "change"),
     [
-        (TypeError, r"x must be float32, bfloat16, float16 or float64, got torch\.int64", {"w": torch.arange(4)}),
+        (TypeError, r"w must be float32, bfloat16, float16 or float64, got torch\.int64", {"w": torch.arange(4)}),
+        (TypeError, r"w must be a torch\.Tensor, got int", {"w": 3}),
         (TypeError, r"bits must be an int from 1 to 8, or None for weights that are not quantized, got 4\.0", {"bits": 4.0}),
         (TypeError, "bits must be an int from 1 to 8, or None for weights that are not quantized, got True", {"bits": True}),
         (ValueError, "bits must be from 1 to 8, or None for weights that are not quantized, got 9", {"bits": 9}),
@@ -361,6 +364,7 @@ def test_double_backward_raises() -> None:
         (ValueError, "rescale must be one of none, constant, std, got 'var'", {"rescale": "var"}),
         (ValueError, "n_out must be at least 1, got 0", {"n_out": 0}),
         (TypeError, r"n_out must be an int or None, got 2\.5", {"n_out": 2.5}),
+        (TypeError, "grad_through_max must be True or False, got 'no'", {"grad_through_max": "no"}),
     ],
 )
 @pytest.mark.parametrize("fn", [fastq.sat_weight, fastq.reference.sat_weight], ids=["fastq", "reference"])
