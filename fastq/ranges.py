@@ -41,7 +41,7 @@ def check_number(op: str, name: str, value: Any, expected: str = "a float") -> N
 
 def check_eps(op: str, eps: float) -> None:
     """``eps``, the smallest step used, is a number that fp32 has and can divide by; ``TypeError`` or ``ValueError``."""
-    if eps.__class__ is not float:
+    if type(eps) is not float:
         check_number(op, "eps", eps)
     if not SMALLEST_FLOAT <= eps <= LARGEST_FLOAT:
         raise ValueError(f"{op}: eps must be positive and finite in float32, at least 2**-126, got {eps}")
@@ -61,7 +61,7 @@ def check_flags(op: str, **flags: Any) -> None:
 
 def integer_range(op: str, bits: int | tuple[int, int], signed: bool = True, narrow: bool = False) -> tuple[int, int]:
     """``(qmin, qmax)`` for ``bits``: 1 to 8, or the pair itself. ``ValueError`` for a range no quantizer can have."""
-    if signed.__class__ is not bool or narrow.__class__ is not bool:  # a call costs more than all of this function
+    if type(signed) is not bool or type(narrow) is not bool:  # a call costs more than all of this function
         check_flags(op, signed=signed, narrow=narrow)
     if isinstance(bits, tuple):
         if len(bits) != 2 or not all(isinstance(b, int) and not isinstance(b, bool) for b in bits):
