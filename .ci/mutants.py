@@ -769,7 +769,7 @@ MUTANTS = [
     *mutants(
         "fastq/ops/affine.py",
         (
-            "op-axis", "axis_ = axis % x.dim()", "axis_ = (-1 - axis) % x.dim()",
+            "op-axis", 'channel_axis(op, x, axis[0], "input")', 'channel_axis(op, x, -1 - axis[0], "input")',
             CHANNEL, "axes count from the front",
         ),
     ),
@@ -837,7 +837,7 @@ MUTANTS = [
     *mutants(
         "fastq/recipes/recipe.py",
         ("recipe-toml-none", "return None if bits == FLOAT else", "return", PAPERS, "TOML has no None"),
-        ("recipe-room", "if ends and ends[-1] >= steps", "if ends and ends[-1] > steps", PAPERS, "the last one has a step"),
+        ("recipe-room", "all(a < b for a, b in", "all(a <= b for a, b in", PAPERS, "the last one has a step"),
     ),
     *mutants(
         "fastq/nn/quantizer.py",

@@ -14,7 +14,7 @@ from torch import nn
 from ..granularity import compute_dtype, normalize_axis
 from ..ops import ewgs
 from ..ops.ewgs import check, check_boundary, check_delta
-from ..ranges import level_count
+from ..ranges import check_eps, level_count
 from ..reference.ewgs import codes, ewgs_surrogate
 from ..reference.lsq import effective_step
 from .base import FirstBatch, Grid
@@ -73,8 +73,7 @@ class EWGS(FirstBatch):
         level_count("EWGS", bits)
         check_delta(delta, "EWGS")
         check_boundary(boundary, "EWGS")
-        if not 0 < eps < math.inf:
-            raise ValueError(f"EWGS: eps must be positive and finite, got {eps}")
+        check_eps("EWGS", eps)
         if learn_scale and group_size is not None:
             raise ValueError("EWGS: group_size needs learn_scale=False; a scale is one per tensor or per index of an axis")
         super().__init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,8 +9,8 @@ from torch import nn
 
 from ..granularity import normalize_axis
 from ..ops import pact
-from ..ops.pact import check, check_flags
-from ..ranges import level_count
+from ..ops.pact import check
+from ..ranges import check_eps, check_flags, level_count
 from ..reference.lsq import effective_step
 from ..reference.pact import codes
 from .base import FirstBatch, Grid
@@ -58,8 +57,7 @@ class PACT(FirstBatch):
     ) -> None:  # fmt: skip
         level_count("PACT", bits)
         check_flags("PACT", calibrated=calibrated, two_sided=bool(two_sided) if two_sided is None else two_sided)
-        if not 0 < eps < math.inf:
-            raise ValueError(f"PACT: eps must be positive and finite, got {eps}")
+        check_eps("PACT", eps)
         super().__init__(axis, group_size, shape, {"alpha": _first(init)}, signed=two_sided)
         self.bits, self.calibrated, self.init, self.eps = bits, calibrated, init, eps
         if two_sided is not None:

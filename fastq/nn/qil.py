@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
 from ..granularity import compute_dtype
 from ..ops import qil
-from ..ranges import level_count
+from ..ranges import check_eps, level_count
 from ..reference.qil import effective_interval
 from .base import FirstBatch, Grid
 
@@ -82,8 +80,7 @@ class QIL(FirstBatch):
         level_count("QIL", bits, signed=weight or bool(signed))
         if learn_scale and group_size is not None:
             raise ValueError("QIL: group_size needs learn_scale=False; a scale is one per tensor or per index of an axis")
-        if not 0 < eps < math.inf:
-            raise ValueError(f"QIL: eps must be positive and finite, got {eps}")
+        check_eps("QIL", eps)
         gamma = 1.0 if weight and learn_gamma else None
         first = {"center": 0.5, "width": 0.5, "gamma": gamma, "scale": 1.0 if learn_scale else None}
         super().__init__(axis, group_size, shape, first, signed=True if weight else signed)

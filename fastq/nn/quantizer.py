@@ -10,7 +10,7 @@ from torch import nn
 from ..granularity import normalize_axis
 from ..ops import lsq
 from ..ops.lsq import check, gradient_factor
-from ..ranges import BOUNDARIES, integer_range
+from ..ranges import BOUNDARIES, check_eps, check_number, integer_range
 from ..reference.lsq import codes, effective_step
 from .base import FirstBatch, Grid
 from .initializers import INITIALIZERS, initial_values
@@ -20,8 +20,7 @@ __all__ = ["LSQ"]
 
 def check_factor(op: str, name: str, value: float) -> None:
     """The factor ``name`` of a gradient is a finite float; ``TypeError`` or ``ValueError``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
+    check_number(op, name, value)
     if not math.isfinite(value):
         raise ValueError(f"{op}: {name} must be finite, got {value}")
 
@@ -78,8 +77,7 @@ class LSQ(FirstBatch):
         if not isinstance(grad_scale, str):
             check_factor(name, "grad_scale", grad_scale)
         check_factor(name, "offset_grad_scale", offset_grad_scale)
-        if not 0 < eps < math.inf:
-            raise ValueError(f"{name}: eps must be positive and finite, got {eps}")
+        check_eps(name, eps)
         self.bits, self.narrow, self.init = bits, narrow, init
         self.boundary, self.grad_scale, self.offset_grad_scale, self.eps = boundary, grad_scale, offset_grad_scale, eps
         self._signed = signed is not False

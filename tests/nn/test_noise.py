@@ -237,7 +237,7 @@ def test_repr():
         (lambda: NoiseQuant(4, seed=True), TypeError, "NoiseQuant: seed must be an int or None, got bool"),
         (lambda: NoiseQuant(4, kind="pqn"), ValueError, "NoiseQuant: kind must be one of diffq, nipq, uniform, got 'pqn'"),
         (lambda: NoiseQuant(4, kind="uniform", noise="normal"), ValueError, "NoiseQuant: kind='uniform' has uniform noise"),
-        (lambda: NoiseQuant(4, eps=0), ValueError, "NoiseQuant: eps must be positive and finite, got 0"),
+        (lambda: NoiseQuant(4, eps=0), ValueError, "NoiseQuant: eps must be positive and finite in float32, at least .*, got 0"),
         (lambda: Tempered(4, a_grad_scale="x"), TypeError, "Tempered: a_grad_scale must be a float, got str"),
         (lambda: Tempered(4, a_grad_scale=math.inf), ValueError, "Tempered: a_grad_scale must be finite, got inf"),
         (lambda: NoiseQuant(4, grad_scale=math.nan), ValueError, "NoiseQuant: grad_scale must be finite, got nan"),
