@@ -14,11 +14,11 @@ GPU_READY  :=
 endif
 GPU_RUN = $(GPU_PYTHON) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(WHEELS),--wheels $(WHEELS))
 
-bench: $(VENV)/.ready ## measure on this CPU, check the goals, rewrite the README's table (15 minutes; BENCH=--quick: seconds)
+bench: $(VENV)/.ready ## measure on this CPU, check the goals, rewrite the README's table (9 minutes; BENCH=--quick: seconds)
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.readme
 
-bench-compat: $(VENV)/.ready ## measure the drop-ins against the libraries they stand in for, rewrite MIGRATING.md's table (5 minutes)
+bench-compat: $(VENV)/.ready ## measure the drop-ins against the libraries they stand in for, rewrite MIGRATING.md's table (2 minutes)
 	$(BIN)/python -m benchmarks.compat $(BENCH)
 
 bench-plot: $(VENV)/.ready ## draw the plots again and regenerate the README's table and PENDING.md, without measuring
