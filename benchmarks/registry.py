@@ -127,6 +127,7 @@ class Method:
         core_note: what ``core`` is, where it is not torch core's op.
         timed: the baseline to time, where the one that is checked is spared something (noise that it is given).
         exact: fastq's backends have the reference's bits; False where the formula has a power, exp, log or tanh.
+        reconstruction: what of the method is one, its equations not being published in the sources we had; empty: nothing.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Method:
     core_note: str = ""
     timed: Callable[[Case], Call] | None = None
     exact: bool = True
+    reconstruction: str = ""
 
     def tensors(self, case: Case, device: str) -> tuple[tuple[torch.Tensor, ...], Any]:
         """The inputs, which require gradients, and the gradient of the output; or the inputs and None."""
@@ -459,6 +461,7 @@ METHODS = (
         _channel_by_hand,
         inputs=_channel_inputs,
         granularities=("tensor", "channel"),  # its step is one for the tensor, its error one for each channel
+        reconstruction="all of it",
     ),
     Method(
         "direct_weight",
@@ -467,6 +470,7 @@ METHODS = (
         lambda case: lambda codes, levels: levels[codes.long()].to(DTYPES[case.dtype]),
         inputs=_direct_inputs,
         granularities=("tensor",),
+        reconstruction="all of it",
     ),
     Method(
         "direct_update_",
@@ -475,6 +479,7 @@ METHODS = (
         lambda case: _update_by_hand,
         inputs=_update_inputs,
         granularities=("tensor",),
+        reconstruction="all of it",
     ),
     Method(
         "dampening",
@@ -511,6 +516,7 @@ METHODS = (
         lambda case: _dsq(fastq.reference.dsq_surrogate, case),
         parameters=lambda step: (-6 * step, 6 * step, 0.8 * step),
         exact=False,
+        reconstruction="the gradients of its bounds",
     ),
     Method(
         "foreach_lsq",
@@ -561,6 +567,7 @@ METHODS = (
         lambda case: _tempered_baseline(case, _given_noise(case)),
         parameters=lambda step: (step, torch.ones_like(step)),
         timed=lambda case: _tempered_baseline(case, _drawn_noise),
+        reconstruction="all of it",
     ),
 )  # fmt: skip
 

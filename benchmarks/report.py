@@ -150,6 +150,9 @@ def notes(result: dict[str, Any]) -> list[str]:
         f"Medians of forward + backward, providers in turns within one run; {how}. Columns eager, compiled, core: how many times "
         "fastq's time they take; saved, peak: bytes as multiples of the input's.",
     ]
+    measured = {row["method"] for row in result["rows"]}
+    if made := [f"{m.name} ({m.reconstruction})" for m in METHODS if m.reconstruction and m.name in measured]:
+        found.append(f"Reconstructions, whose equations were not published in the sources we had: {', '.join(made)}.")
     shares = {label(row): row["waited"] for row in result["rows"] if "waited" in row}
     if disturbed := [case for case, share in shares.items() if share > DISTURBED]:
         found.append(f"Other programs took the processor from these, which are not to be trusted: {', '.join(disturbed)}.")
@@ -245,9 +248,10 @@ def plot(result: dict[str, Any], path: Path) -> bool:
             ]  # fmt: skip
             other.plot(values, [j + 0.2 * i] * len(values), "os"[i], color=f"C{i}", label=size if j == 0 else None)
     other.axvline(1.0, color="black", linewidth=0.8)
-    other.set_yticks(range(len(methods)), methods)
+    reconstructed = {m.name for m in METHODS if m.reconstruction}
+    other.set_yticks(range(len(methods)), [f"{name}*" if name in reconstructed else name for name in methods])
     other.invert_yaxis()
-    other.set(xlabel="times fastq's time", title="The other methods: what torch.compile takes")
+    other.set(xlabel="times fastq's time (*: a reconstruction, or in part)", title="The other methods: what torch.compile takes")
     if methods:
         other.legend()
     where = result["environment"]["gpu"] if result["device"] == "cuda" else result["environment"]["cpu"]

@@ -88,7 +88,8 @@ def test_half_precision_finds_the_codes_of_the_fake_quantized_network(recipe, dt
     for half in (network.to(dtype), convert(net.to(dtype))):
         assert torch.equal(half[0].quantize(x.to(dtype)), codes)
         y = half(x.to(dtype))
-        assert y.dtype == dtype and torch.allclose(y.float(), net(x.to(dtype)).float(), atol=0.1)
+        # half precision between the layers may put a value on the other side of a later rounding: a code, not more
+        assert y.dtype == dtype and torch.allclose(y.float(), net(x.to(dtype)).float(), rtol=0, atol=0.04)
 
 
 def test_saving_twice_gives_the_same_bytes(saved, tmp_path):
