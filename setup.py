@@ -160,7 +160,7 @@ def plan() -> tuple[Ninja, list[tuple[str, str]], dict[str, object]]:
     kernels = [compile(f"{name}_{isa}.o", f"cpu/{name}.cpp", [*flags, f"-march=x86-64-{isa}", f"-DFASTQ_ISA={isa}"])
                for name in loops for isa in ISAS]  # fmt: skip
     dispatch = compile("dispatch.o", "cpu/dispatch.cpp", ["-O2"])
-    names = ("direct", "elementwise", "cpu", "register_cpu")
+    names = ("direct", "elementwise", "gemm", "cpu", "register_cpu")
     bridge = [compile(f"{name}.o", f"torch/{name}.cpp", [*TORCH_FLAGS, include]) for name in names]
     lib = f"-L{ninja.escape(str(torch.folder / 'lib'))}"
     ninja.edge("libfastq.so", "link", [*bridge, dispatch, *kernels], flags=f"{lib} -ltorch -ltorch_cpu -lc10")
@@ -210,7 +210,7 @@ def plan_cuda(ninja: Ninja, torch: Torch, include: str) -> dict[str, object]:
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     ]
     flags = " ".join([*TORCH_FLAGS, "-DUSE_CUDA", include, f"-isystem {toolkit}/include"])
-    for name in ("direct", "elementwise", "cuda", "register_cuda"):
+    for name in ("decode", "direct", "elementwise", "gemm", "cuda", "register_cuda"):
         objects.append(ninja.edge(f"{name}.cuda.o", "cxx", [str(ROOT / "csrc" / "torch" / f"{name}.cpp")], flags=flags))
     lib = f"-L{ninja.escape(str(linked.folder / 'lib'))}"
     ninja.edge("libfastq_cuda.so", "nvlink", objects, flags=f"{lib} -ltorch -ltorch_cpu -ltorch_cuda -lc10")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import deploy as deploy
     from . import diagnosis as diagnosis
     from . import nn as nn
+    from . import packed_formats as packed_formats
     from . import recipes as recipes
     from . import reference as reference
     from . import schedules as schedules
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .dispatch import backends as backends
     from .dispatch import supports as supports
     from .dispatch import use_backend as use_backend
+    from .engine.table import kernels as kernels
     from .nn.direct import DirectOptimizer as DirectOptimizer
     from .ops.affine import _fake_quantize_learnable_per_channel_affine as _fake_quantize_learnable_per_channel_affine
     from .ops.affine import _fake_quantize_learnable_per_tensor_affine as _fake_quantize_learnable_per_tensor_affine
@@ -49,14 +51,20 @@ if TYPE_CHECKING:
     from .ops.foreach import foreach_lsq as foreach_lsq
     from .ops.foreach import foreach_oscillation_step_ as foreach_oscillation_step_
     from .ops.frozen_lsq import frozen_lsq as frozen_lsq
+    from .ops.int_conv2d import int_conv2d as int_conv2d
+    from .ops.int_linear import int_linear as int_linear
     from .ops.lsq import lsq as lsq
     from .ops.noise_quant import noise_quant as noise_quant
     from .ops.oscillation import oscillation_step_ as oscillation_step_
     from .ops.pact import pact as pact
     from .ops.qil import qil as qil
+    from .ops.quantize import quantize as quantize
+    from .ops.quantize import quantize_per_token as quantize_per_token
     from .ops.sat import sat_weight as sat_weight
     from .ops.tempered import tempered as tempered
     from .oscillation import OscillationState as OscillationState
+    from .packing import PackedWeight as PackedWeight
+    from .packing import pack as pack
     from .recipes.parameters import param_groups as param_groups
     from .recipes.prepare import prepare as prepare
     from .schedules import tempering_decay as tempering_decay
@@ -66,6 +74,7 @@ __version__ = "0.1.0"
 #: What is public, and the submodule it comes from; the submodules themselves stand below.
 _FUNCTIONS = {
     "DirectOptimizer": "nn",
+    "PackedWeight": "packing",
     "OscillationState": "oscillation",
     "_fake_quantize_learnable_per_channel_affine": "ops",
     "_fake_quantize_learnable_per_tensor_affine": "ops",
@@ -86,6 +95,9 @@ _FUNCTIONS = {
     "foreach_lsq": "ops",
     "foreach_oscillation_step_": "ops",
     "frozen_lsq": "ops",
+    "int_conv2d": "ops",
+    "int_linear": "ops",
+    "kernels": "engine.table",
     "load": "deploy",
     "lsq": "ops",
     "oscillation_step_": "ops",
@@ -93,8 +105,11 @@ _FUNCTIONS = {
     "qil": "ops",
     "pact": "ops",
     "noise_quant": "ops",
+    "pack": "packing",
     "param_groups": "recipes",
     "prepare": "recipes",
+    "quantize": "ops",
+    "quantize_per_token": "ops",
     "sat_weight": "ops",
     "save": "deploy",
     "set_checks": "checks",
@@ -105,7 +120,7 @@ _FUNCTIONS = {
     "tempering_decay": "schedules",
     "use_backend": "dispatch",
 }
-_MODULES = ("autograd", "compat", "deploy", "diagnosis", "nn", "recipes", "reference", "schedules", "testing")
+_MODULES = ("autograd", "compat", "deploy", "diagnosis", "nn", "packed_formats", "recipes", "reference", "schedules", "testing")
 
 __all__ = sorted([*_FUNCTIONS, *_MODULES])
 

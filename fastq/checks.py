@@ -81,6 +81,24 @@ def _no_nan(op: str, **tensors: torch.Tensor) -> None:
             raise ValueError(f"{op}: {name} holds NaN ({int(t.isnan().sum())} of {t.numel()} elements)")
 
 
+def check_finite(op: str, **tensors: torch.Tensor | None) -> None:
+    """In the checking mode, raise ``ValueError`` for inf or NaN in a floating point tensor."""
+    if not _enabled:
+        return
+    for name, t in tensors.items():
+        if t is not None and t.is_floating_point() and not bool(t.isfinite().all()):
+            raise ValueError(f"{op}: {name} must be finite, got {t.detach()[~t.isfinite()][:8].tolist()}")
+
+
+def check_positive(op: str, **scales: torch.Tensor | None) -> None:
+    """In the checking mode, raise ``ValueError`` for a step that is zero, negative, infinite or NaN."""
+    if not _enabled:
+        return
+    for name, t in scales.items():
+        if t is not None and not bool((t.isfinite() & (t > 0)).all()):
+            raise ValueError(f"{op}: {name} must be positive and finite, got {t.detach().flatten()[:8].tolist()}")
+
+
 def check_dsq(op: str, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, alpha: torch.Tensor | float) -> None:
     """In the checking mode, raise ``ValueError`` for bounds that are not finite or not apart, ``alpha`` outside (0, 1), a NaN in
     ``x``."""

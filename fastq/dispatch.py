@@ -114,8 +114,7 @@ def _choice(requested: str | None, device: str) -> str:
 
 def _select(requested: str | None, device: str) -> str:
     if requested is not None:
-        if requested not in BACKENDS:  # use_backend would have refused it
-            raise ValueError(f"FASTQ_BACKEND={requested}: unknown backend; choose one of {', '.join(BACKENDS)}")
+        asked()
         able, reason = supports(requested, device)
         if not able:
             raise RuntimeError(f"backend {requested!r} cannot serve this call: {reason}")
@@ -128,11 +127,23 @@ def _select(requested: str | None, device: str) -> str:
             _chosen[None, device] = name
             return name
         refused.append(f"{name}: {reason}")
+    warn_of_reference(device, refused)
+    _chosen[None, device] = "reference"
+    return "reference"
+
+
+def asked() -> str | None:
+    """The backend asked for, or None; ``ValueError`` if the environment names an unknown one."""
+    if _requested is not None and _requested not in BACKENDS:  # use_backend would have refused it
+        raise ValueError(f"FASTQ_BACKEND={_requested}: unknown backend; choose one of {', '.join(BACKENDS)}")
+    return _requested
+
+
+def warn_of_reference(device: str, refused: list[str]) -> None:
+    """Say that the slow reference serves because every kernel refused."""
     if device != "meta":
         warnings.warn(
             f"fastq has no kernel for {device} tensors here and uses the slow reference. {'; '.join(refused)}. "
             "`python -m fastq info` tells more.",
-            stacklevel=5,
+            stacklevel=6,
         )
-    _chosen[None, device] = "reference"
-    return "reference"

@@ -34,6 +34,11 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def divided(t: torch.Tensor, by: float) -> torch.Tensor:
+    """``t / by``, rounded once, as kernels have it: by a number of Python torch divides tensors of a GPU as ``t * (1 / by)``."""
+    return t / t.new_full((), by)
+
+
 def check_input(op: str, x: torch.Tensor, name: str = "x") -> None:
     """``x``, the argument ``name``, is a dense tensor of a float dtype the kernels know; otherwise ``TypeError``."""
     if not isinstance(x, torch.Tensor):

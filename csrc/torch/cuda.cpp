@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "../cuda/decode.h"
 #include "../cuda/direct.h"
 #include "../cuda/kernels.h"
 #include "../cuda/sat.h"
@@ -12,7 +13,7 @@ namespace fastq {
 
 namespace {
 
-template <class Calls, cuda::Status (*kernels)(const Calls&, void*)>
+template <class Calls, auto kernels>
 void run(Calls& c, const Tensor& x) {
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -23,8 +24,16 @@ void run(Calls& c, const Tensor& x) {
                   status.line, ")");
 }
 
+void product(GemmCall& c, const Tensor& x) {
+  run_decode({run<cuda::DecodeCall, cuda::decode_plan>, run<cuda::PadCall, cuda::pad_rows>,
+              run<cuda::DecodeCall, cuda::decode>},
+             c, x);
+}
+
 }  // namespace
 
+const GemmRunner kGemmCuda = {Layout::tiles, product, run<QuantizeCall, cuda::quantize>,
+                              run<QuantizeCall, cuda::quantize_rows>};
 const DirectRunner kDirectCuda = {run<DirectCall, cuda::direct_weight>, run<DirectCall, cuda::direct_gradient>,
                                   run<DirectCall, cuda::direct_update>};
 const Runner kCuda = {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "decode.h"
 #include "direct.h"
 #include "elementwise.h"
 
@@ -7,5 +8,6 @@ namespace fastq {
 
 extern const Runner kCuda;
 extern const DirectRunner kDirectCuda;
+extern const GemmRunner kGemmCuda;
 
 }  // namespace fastq

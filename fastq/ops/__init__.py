@@ -13,11 +13,14 @@ from .dsq import dsq
 from .ewgs import ewgs
 from .foreach import foreach_dampening, foreach_lsq, foreach_oscillation_step_
 from .frozen_lsq import frozen_lsq
+from .int_conv2d import int_conv2d
+from .int_linear import int_linear
 from .lsq import lsq
 from .noise_quant import noise_quant
 from .oscillation import oscillation_step_
 from .pact import pact
 from .qil import qil
+from .quantize import quantize, quantize_per_token
 from .sat import sat_weight
 from .tempered import tempered
 
@@ -38,11 +41,15 @@ __all__ = [
     "foreach_lsq",
     "foreach_oscillation_step_",
     "frozen_lsq",
+    "int_conv2d",
+    "int_linear",
     "lsq",
     "noise_quant",
     "oscillation_step_",
     "pact",
     "qil",
+    "quantize",
+    "quantize_per_token",
     "sat_weight",
     "tempered",
 ]

@@ -77,6 +77,16 @@ def refuse_gradients(name: str, *arguments: Any) -> None:
         )
 
 
+def refuse_to_train(op: str, **tensors: Any) -> None:
+    """The same for a public function that has no gradient: what requires one must not lose it in silence."""
+    for name, t in tensors.items():
+        if isinstance(t, torch.Tensor) and t.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{op}: {name} requires a gradient, which {op} does not have; give {name}.detach(), or call it under "
+                "torch.no_grad(); layers with forward='integer' are what trains"
+            )
+
+
 def implement_triton(name: str, kernel: Callable[..., Any]) -> None:
     """Register ``kernel`` as ``fastq_triton::name`` for GPUs, and for CPU tensors, which the interpreter takes."""
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ..granularity import compute_dtype, expand, in_layout_of, normalize_axis, sum_to_parameter
+from ..granularity import compute_dtype, divided, expand, in_layout_of, normalize_axis, sum_to_parameter
 from ..ranges import level_count, mask_bounds
 from .lsq import effective_step
 
@@ -49,7 +49,7 @@ def ewgs_forward(
 ) -> torch.Tensor:
     """``y``, of the dtype and layout of ``x``."""
     t, _ = _position(x, lower, upper, axis, group_size, eps)
-    return in_layout_of(x, ((t.clamp(0, 1) * levels).round() + 0.0) / levels)
+    return in_layout_of(x, divided((t.clamp(0, 1) * levels).round() + 0.0, levels))
 
 
 def ewgs_backward(
@@ -70,7 +70,7 @@ def ewgs_backward(
     low, high = mask_bounds(0, 1, boundary, t.dtype)
     m = (t > low) & (t < high)
     gf = g.to(t.dtype)
-    scaled = delta * (c - ((c * levels).round() + 0.0) / levels)
+    scaled = delta * (c - divided((c * levels).round() + 0.0, levels))
     h = gf * (1.0 + torch.where(gf < 0, -scaled, scaled)) / width
     h = torch.where(m, h, torch.where(t.isnan(), t, 0.0))
     sign = expand(torch.where(upper - lower < 0, -1.0, 1.0).to(lower.dtype), x, axis, group_size)

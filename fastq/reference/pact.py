@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..granularity import compute_dtype, expand, in_layout_of, normalize_axis, sum_to_parameter
+from ..granularity import compute_dtype, divided, expand, in_layout_of, normalize_axis, sum_to_parameter
 from ..ranges import level_count
 from .lsq import effective_step
 
@@ -31,7 +31,7 @@ def _quantize(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """``v``, ``q`` and the broadcast clip and step, in the arithmetic dtype."""
     a = expand(effective_step(alpha, eps), x, axis, group_size)
-    s = a / levels
+    s = divided(a, levels)
     v = x.to(compute_dtype(x)) / s
     if two_sided:
         q = 2 * ((v.clamp(-levels, levels) + levels) / 2).round() - levels

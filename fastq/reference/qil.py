@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ..granularity import compute_dtype, expand, in_layout_of, normalize_axis, sum_to_parameter
+from ..granularity import compute_dtype, divided, expand, in_layout_of, normalize_axis, sum_to_parameter
 from ..ranges import level_count
 from .lsq import effective_step
 
@@ -60,7 +60,7 @@ def qil_forward(
     if gamma is not None:
         exponent = expand(effective_step(gamma, eps), x, axis, group_size)
         hat = hat.pow(exponent) + (exponent - exponent)  # 1 to the power of NaN is 1
-    return in_layout_of(x, ((sign * hat * levels).round() + 0.0) / levels)
+    return in_layout_of(x, divided((sign * hat * levels).round() + 0.0, levels))
 
 
 def qil_backward(

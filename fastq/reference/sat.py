@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..granularity import compute_dtype, in_layout_of
+from ..granularity import compute_dtype, divided, in_layout_of
 from .dsq import sech2
 
 __all__ = ["RESCALES", "SCHEMES", "sat_backward", "sat_forward", "sat_weight", "sat_weight_surrogate"]
@@ -53,7 +53,7 @@ def variance(total: torch.Tensor, squares: torch.Tensor, n: int) -> torch.Tensor
     """Unbiased, from the sums of a number and its square, fp64; 0 for fewer than two numbers."""
     if n < 2:
         return total * 0.0
-    return (squares - total * total / n).clamp(min=0.0) / (n - 1)
+    return divided((squares - divided(total * total, n)).clamp(min=0.0), n - 1)
 
 
 def code_variance(k: torch.Tensor, scale: int) -> torch.Tensor:
@@ -62,7 +62,7 @@ def code_variance(k: torch.Tensor, scale: int) -> torch.Tensor:
     two = (k.to(torch.int64) * k.to(torch.int64)).sum()
     center = torch.div(one, max(n, 1), rounding_mode="floor")
     total, squares = one - n * center, two - 2 * center * one + n * center * center
-    return 4.0 * variance(total.double(), squares.double(), n) / (float(scale) * scale)
+    return divided(4.0 * variance(total.double(), squares.double(), n), float(scale) * scale)
 
 
 def _max(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,7 +110,7 @@ def sat_forward(
         kappa = torch.where(var > 0, (spread / var).sqrt(), 0.0)
     kappa = torch.where(m == 0, 0.0, kappa + (m - m))  # a NaN in w
     if bits:
-        y = (kappa / top).to(x.dtype) * code + 0.0
+        y = divided(kappa, top).to(x.dtype) * code + 0.0
     else:
         y = kappa.to(x.dtype) * unit + 0.0
     return in_layout_of(w, y), torch.stack([m.double(), kappa, var]), index.reshape(1)

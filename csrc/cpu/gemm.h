@@ -1,0 +1,102 @@
+// One call of the integer engine, and one that makes codes, as raw pointers and sizes, and their CPU loops.
+#pragma once
+
+#include "../methods/gemm.h"
+#include "../methods/packing.h"
+#include "call.h"
+
+namespace fastq {
+
+// What is stored in x, the residual and the output.
+enum class Stored : int32_t { f32, bf16, f16, i8, u8, i32 };
+
+FASTQ_HD constexpr bool is_code(Stored type) {
+  return type == Stored::i8 || type == Stored::u8;
+}
+
+// A convolution's x is [batch, height, width, groups * channels] in memory, its output [batch, oh, ow, n]. What is to
+// the left of and above the image are zeros; so is what is beyond it.
+struct GemmWindow {
+  int64_t batch, height, width, channels, groups;  // channels: of a group
+  int64_t kh, kw, sh, sw, dh, dw, left, top;
+  int64_t oh, ow;
+};
+
+struct GemmCall {
+  int64_t m, n, k;  // of a convolution: positions of the output; k of one group
+  Stored x_type;
+  const void* x;   // [m, k]
+  int32_t x_zero;  // of codes
+  // The weight. Scale and zero of element k of row n are at n * scale_step + k / group_size.
+  Layout layout;
+  int bits;
+  int64_t row_bytes;
+  int64_t group_size;     // of elements with one scale; k where there are no groups, and at least 1
+  int64_t scale_groups;   // of a row; 1 where there are none
+  int64_t scale_step;     // 0: one for the tensor
+  const uint8_t* weight;  // [n, row_bytes]
+  const float* scale;
+  const int32_t* zero;  // or null
+  const int32_t* sums;  // [n, scale_groups]
+  // The epilogue. Where an array is absent it is null.
+  const float* x_scale;  // at row * x_scale_step; null: 1
+  int64_t x_scale_step;  // 0 or 1
+  const float* bias;     // [n], as multiplier and addend
+  const float* multiplier;
+  const float* addend;
+  Stored residual_type;
+  const void* residual;  // [m, n]
+  Activation activation;
+  Stored out_type;
+  const float* out_scale;  // one, of codes
+  int32_t low, high, out_zero;
+  void* out;  // [m, n]
+  bool convolution;
+  GemmWindow window;
+
+  FASTQ_HD bool integer() const { return is_code(x_type); }
+  FASTQ_HD EpilogueParts parts() const {
+    return {bias != nullptr, multiplier != nullptr, addend != nullptr, residual != nullptr, activation};
+  }
+  // Each output channel has an input channel to itself.
+  FASTQ_HD bool depthwise() const { return convolution && window.groups > 1 && window.channels == 1; }
+};
+
+struct QuantizeCall {
+  Stored x_type;
+  const void* x;
+  int64_t rows, k;  // a given scale: one row
+  const float* scale;
+  const float* offset;  // or null
+  int32_t low, high, zero;
+  void* out;      // int8 or uint8 codes in the order of x
+  float* scales;  // [rows], where each row has its own; null: `scale`
+};
+
+// Pieces of a product: so many rows and columns, whatever the number of threads. A depthwise convolution's: channels,
+// and positions.
+constexpr int64_t kGemmRows = 64;
+constexpr int64_t kGemmColumns = 32;
+constexpr int64_t kDepthwiseChannels = 128;
+constexpr int64_t kDepthwiseRows = 32;
+
+struct GemmTasks {
+  int64_t row_blocks, column_blocks, groups, columns;  // columns: of a group
+  FASTQ_HD explicit GemmTasks(const GemmCall& c) {
+    const int64_t rows = c.depthwise() ? kDepthwiseRows : kGemmRows;
+    const int64_t in_block = c.depthwise() ? kDepthwiseChannels : kGemmColumns;
+    groups = c.convolution && !c.depthwise() ? c.window.groups : 1;
+    columns = c.n / groups;
+    row_blocks = (c.m + rows - 1) / rows;
+    column_blocks = (columns + in_block - 1) / in_block;
+  }
+  FASTQ_HD int64_t count() const { return row_blocks * column_blocks * groups; }
+};
+
+struct GemmLoops {
+  void (*product)(const GemmCall&, int64_t begin, int64_t end);       // over tasks
+  void (*quantize)(const QuantizeCall&, int64_t begin, int64_t end);  // over chunks of kChunk elements
+  void (*rows)(const QuantizeCall&, int64_t begin, int64_t end);      // over rows
+};
+
+}  // namespace fastq

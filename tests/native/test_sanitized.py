@@ -1,0 +1,58 @@
+"""The C++ tests and the integer engine's CPU code under the address and undefined behaviour sanitizers (``make sanitize``)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from sources import ROOT, module_of
+
+pytestmark = [pytest.mark.source, pytest.mark.sanitize]
+
+NEEDED = {"v2": "sse4_2", "v3": "avx2", "v4": "avx512vl"}
+
+
+def built(name: str, level: str, folder: Path, *more: str) -> Path:
+    flags = [
+        "-std=c++20",
+        "-O1",
+        "-g1",
+        *module_of("setup.py").EXACT,
+        "-Wno-psabi",
+        f"-march=x86-64-{level}",
+        f"-DFASTQ_ISA={level}",
+    ]
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    program = folder / name
+    compiler = [os.environ.get("CXX", "g++"), *flags, *sanitizers]
+    subprocess.run([*compiler, str(ROOT / f"tests/native/{name}.cpp"), "-o", str(program)], check=True)
+    return program
+
+
+def output(*command: str | Path) -> list[str]:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("level", NEEDED)
+def test_the_integer_engine_stays_within_its_arrays(level: str, tmp_path: Path) -> None:
+    if NEEDED[level] in Path("/proc/cpuinfo").read_text():
+        assert int(output(built("engine", level, tmp_path))[0]) > 150
+
+
+@pytest.mark.parametrize("name", ["functions", "philox"])
+def test_vectors_of_numbers(name: str, tmp_path: Path) -> None:
+    first = output(built(name, "v2", tmp_path))[0]
+    assert first == {"functions": "1", "philox": "0"}[name]  # alike; none wrong
+
+
+def test_a_fault_is_found(tmp_path: Path) -> None:
+    source = tmp_path / "fault.cpp"
+    source.write_text("#include <cstdlib>\nint main(int n, char**) { return (new char[4])[3 + n]; }\n")
+    program = tmp_path / "fault"
+    subprocess.run([os.environ.get("CXX", "g++"), "-fsanitize=address,undefined", str(source), "-o", str(program)], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr
