@@ -11,6 +11,7 @@ COMMANDS = {
     "info": ("info", "what is installed here, what works, and why the rest does not"),
     "demo": ("demo", "train a low-bit network on handwritten digits, convert it to integers, compare"),
     "compare": ("compare", "hold the papers' claims against each other on handwritten digits, pair by pair"),
+    "tune": ("tune", "measure tile sizes of Triton's integer kernels on the GPU at hand, and write the best as a table"),
 }
 
 

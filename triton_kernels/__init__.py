@@ -6,7 +6,11 @@ Importing it registers every method's operators. A method is a file of its name;
 """
 
 from . import direct as direct
+from . import float_gemm as float_gemm
 from . import foreach as foreach
+from . import int_conv as int_conv
+from . import int_gemm as _int_gemm  # noqa: F401  registers its operator
+from . import quantize as quantize
 from . import sat as _sat  # noqa: F401  registers its operators
 from .affine import AFFINE, AFFINE_PER_CHANNEL, AFFINE_PER_TENSOR
 from .channel_error import CHANNEL_ERROR, CHANNEL_STATS

@@ -6,8 +6,27 @@ compute in fp64, all others in fp32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
+
+from fastq.dispatch import triton_interpreted
+
+
+def loop_count(n: int) -> Any:
+    """``n`` as an argument of a kernel that is the bound of a ``tl.range``. The interpreter would make it an array of one element,
+    of which NumPy makes no index, and leaves a constant as it is."""
+    return tl.constexpr(n) if triton_interpreted() else n
+
+
+@triton.jit
+def bound(n, INTERPRETED: tl.constexpr):
+    """What a kernel computes, as the bound of a ``range``: in the interpreter, too, which has it as an array of one element."""
+    if INTERPRETED:
+        return int((tl.zeros((1,), tl.int32) + n).handle.data[0])
+    else:
+        return n
 
 
 @triton.jit

@@ -49,14 +49,21 @@ def compile_kernel(kernel: Any, types: dict[str, Any], constants: dict[str, Any]
 
 def resources(cubin: bytes) -> dict[str, int]:
     """What ptxas gave the kernel, from the cubin itself: registers, and the stack and local memory where spills would go."""
+    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _dump(cubin, "-res-usage"))}
+    return found | {"local instructions": re.findall(r"\b(?:STL|LDL)\b[^;]*", sass(cubin))}
+
+
+def sass(cubin: bytes) -> str:
+    """The machine code."""
+    return _dump(cubin, "-sass")
+
+
+def _dump(cubin: bytes, what: str) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return found | {"local instructions": re.findall(r"\b(?:STL|LDL)\b[^;]*", sass)}
+        return subprocess.run([tool, what, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def describe(compiled: Any) -> dict[str, Any]:
