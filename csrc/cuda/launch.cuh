@@ -9,6 +9,7 @@
 
 #include "elementwise.cuh"
 #include "kernels.h"
+#include "warp.cuh"
 
 namespace fastq::cuda {
 
@@ -19,6 +20,12 @@ struct BlockTeam {
   template <class Phase>
   __device__ __forceinline__ void each(const Phase& phase) const {
     phase(int(threadIdx.x));
+    __syncthreads();
+  }
+  // A phase of warps, which go through steps of their own (warp.cuh).
+  template <class Phase>
+  __device__ __forceinline__ void warps(const Phase& phase) const {
+    phase(Warp{int(threadIdx.x) / kWarp});
     __syncthreads();
   }
 };
@@ -50,6 +57,10 @@ struct BlockTeam {
   template <class Phase>
   void each(const Phase& phase) const {
     for (int t = 0; t < threads; ++t) phase(downwards ? threads - 1 - t : t);
+  }
+  template <class Phase>
+  void warps(const Phase& phase) const {
+    for (int w = 0; w < threads / kWarp; ++w) phase(Warp{downwards ? threads / kWarp - 1 - w : w});
   }
 };
 

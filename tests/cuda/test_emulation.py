@@ -7,71 +7,37 @@ What stays unproven here is the launch and the hardware.
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import time
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
+from emulated import library, objects
+from sources import ROOT
+
 import fastq.ops  # noqa: F401  (loads the CPU kernels and defines the schemas)
 from fastq import testing
 from fastq.ops._library import OPERATORS
 
-ROOT = Path(__file__).parents[2]
-FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
 pytestmark = pytest.mark.source
 
 
 def build(methods: set[str]) -> Path:
-    """The operators over the kernels of ``methods``, as one library; a call of another method's crashes. An object is made again
-    when what the preprocessor makes of its source has changed."""
-    objects = ROOT / "build" / "emulation"
-    objects.mkdir(parents=True, exist_ok=True)
-    for path in objects.iterdir():
-        if path.stat().st_mtime < time.time() - 86400:
-            path.unlink()
-    lists = {path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")} - {"direct", "kernels", "sat"}
+    """The operators over the kernels of ``methods``, as one library; a call of another method's crashes."""
+    lists = {path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")} - {"codes", "decode", "direct", "kernels", "sat"}
     assert methods <= lists, methods - lists
     text = (
         f'#include "{ROOT}/csrc/cuda/kernels.h"\n#define NONE(name, ...) extern const Launchers name##_launchers = {{}};\n'
         f"namespace fastq::cuda {{ {' '.join(f'FASTQ_{name.upper()}(NONE)' for name in sorted(lists - methods))} }}\n"
     )
-    left_out = objects / f"left_out_{hashlib.sha256(text.encode()).hexdigest()[:16]}.cu"
+    left_out = objects() / f"left_out_{hashlib.sha256(text.encode()).hexdigest()[:16]}.cu"
     left_out.write_text(text)
-    kernels = [ROOT / "csrc" / "cuda" / f"{name}.cu" for name in sorted({"direct", "kernels", "sat", *methods})]
-    bridge = [ROOT / "csrc/torch/direct.cpp", ROOT / "csrc/torch/elementwise.cpp", ROOT / "tests/cuda/emulation.cpp"]
-    compiler = os.environ.get("CXX", "g++")
-    torch_folder = Path(torch.__file__).parent
-
-    def compile(source: Path) -> Path:
-        if source.suffix == ".cu":
-            how = ["-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-x", "c++"]
-        else:
-            how = ["-O0", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(torch_folder / "include")]
-        command = [compiler, *FLAGS, *how, str(source)]
-        made = subprocess.run([*command, "-E"], capture_output=True).stdout  # what does not pass here has its message below
-        out = objects / f"{source.stem}-{hashlib.sha256(' '.join(command).encode() + made).hexdigest()[:16]}.o"
-        if out.exists():
-            out.touch()
-            return out
-        new = Path(f"{out}.{os.getpid()}")
-        done = subprocess.run([*command, "-c", "-o", str(new)], capture_output=True, text=True)
-        if done.returncode != 0 or done.stderr:
-            pytest.fail(f"{source.name}: {done.stderr}")
-        return new.replace(out)
-
-    with ThreadPoolExecutor(2) as pool:
-        compiled = list(pool.map(compile, [*kernels, left_out, *bridge]))
-    library = objects / f"{hashlib.sha256(str(compiled).encode()).hexdigest()[:16]}.so"
-    libraries = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    new = Path(f"{library}.{os.getpid()}")
-    subprocess.run([compiler, "-shared", "-o", str(new), *map(str, compiled), *libraries], check=True)
-    return new.replace(library)
+    kernels = [f"{name}.cu" for name in sorted({"direct", "kernels", "sat", *methods})]
+    return library(kernels, ["direct", "elementwise"], "emulation.cpp", left_out)
 
 
 @pytest.fixture(scope="module")
