@@ -28,6 +28,10 @@ BATCH = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--recipe", default="lsq", metavar="NAME", help="which of fastq.recipes.RECIPES trains them (default lsq)")
+    parser.add_argument(
+        "--forward", default="integer", choices=("integer", "fake"),
+        help="whether training multiplies integer codes or the numbers they stand for (default integer, where there are codes)",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("demo_output"), metavar="DIR", help="for results (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images (default 0)")
     parser.add_argument("--epochs", type=positive_integer, default=12, help="passes over the images per network (default 12)")
@@ -119,21 +123,37 @@ def train(
     return curve
 
 
+def prepared(start: nn.Module, recipe: Any, forward: str) -> tuple[nn.Module, str, str]:
+    """A copy of ``start`` with quantizers, its forward pass, and why that is not the one asked for."""
+    import fastq
+
+    try:
+        return fastq.prepare(copy.deepcopy(start), recipe, forward=forward).model, forward, ""
+    except ValueError as error:
+        if forward == "fake":
+            raise
+        return fastq.prepare(copy.deepcopy(start), recipe).model, "fake", str(error)
+
+
 def step_times(
     start: nn.Module, model: nn.Module, data: tuple[torch.Tensor, ...], compiled: bool, rounds: int, recipe: str
 ) -> dict[str, float | str]:
     """Milliseconds of a training step without and with each kind of quantizer: interleaved medians, or why there is none.
 
-    Eager and compiled are LSQ as it is written in plain PyTorch; for another recipe eager is the package's reference.
+    Eager and compiled are LSQ as it is written in plain PyTorch; for another recipe eager is the package's reference. The last one
+    multiplies integer codes, the others the numbers that they stand for.
     """
     import fastq
     from fastq.reference.lsq import lsq_surrogate
 
     x, y = data[0][:BATCH], data[1][:BATCH]
+    layers = tuple(fastq.nn.QUANTIZED.values())
 
     def variant(function: Callable[..., Any] | None) -> nn.Module:
         network = copy.deepcopy(model).train()
         for q in network.modules():
+            if isinstance(q, layers):
+                q.forward_kind = "fake"  # type: ignore[assignment]
             if function is not None and isinstance(q, fastq.nn.LSQ):
                 q.forward = lambda t, q=q: function(t, q.step, qmin=q.qmin, qmax=q.qmax, offset=q.offset, axis=q.axis)  # type: ignore
         return network
@@ -158,6 +178,8 @@ def step_times(
         "eager": variant(lsq_surrogate if own else None),
         "fastq": variant(None),
     }
+    if any(getattr(m, "forward_kind", "fake") == "integer" for m in model.modules()):
+        networks["fastq, integers"] = copy.deepcopy(model).train()
     result: dict[str, float | str] = {}
     if not own:
         result["compiled"] = "measured for lsq alone"
@@ -178,7 +200,7 @@ def step_times(
             if number >= 2:
                 times[name].append(taken)
     result |= {name: statistics.median(values) for name, values in times.items()}
-    return {name: result[name] for name in ("none (fp32)", "eager", "compiled", "fastq")}
+    return {name: result[name] for name in ("none (fp32)", "eager", "compiled", "fastq", "fastq, integers") if name in result}
 
 
 def picture(
@@ -213,7 +235,7 @@ def picture(
         )
         axis.set_xticks(range(q.qmin, q.qmax + 1))
     bars = {name: value for name, value in times.items() if isinstance(value, float)}
-    colors = ["tab:orange" if name == "fastq" else "tab:gray" for name in bars]
+    colors = ["tab:orange" if name.startswith("fastq") else "tab:gray" for name in bars]
     drawn = axes[0, 1].bar(list(bars), list(bars.values()), color=colors)
     axes[0, 1].bar_label(drawn, fmt="%.1f ms")
     axes[0, 1].set(title=f"One W4A4 training step, batch {BATCH}", xlabel="quantizers", ylabel="milliseconds, median")
@@ -268,6 +290,7 @@ def run(args: argparse.Namespace) -> int:
     start = Digits().to(device)
     networks: dict[str, nn.Module] = {"full precision": start}
     curves: dict[str, list[float]] = {}
+    forward, refused = args.forward, ""
     per_epoch = -(-len(data[0]) // BATCH)
     with Progress() as progress:
         for bits, rate in ((0, 3e-3), (4, 2e-3), (2, 2e-3)):
@@ -275,7 +298,7 @@ def run(args: argparse.Namespace) -> int:
             task = progress.add_task(name, total=epochs * per_epoch)
             recipe = recipe_for(args.recipe, bits) if bits else None
             if recipe is not None:
-                networks[name] = fastq.prepare(copy.deepcopy(start), recipe).model
+                networks[name], forward, refused = prepared(start, recipe, args.forward)
             advance = functools.partial(progress.advance, task)
             curves[name] = train(networks[name], data, epochs, rate, args.seed, advance, recipe)
 
@@ -295,7 +318,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console()
     console = Console(width=max(console.width, 110))  # piped, rich takes 80 columns and breaks the headings
-    table = Table(title=f"Handwritten digits, recipe {args.recipe}: {len(test_y)} test images")
+    table = Table(title=f"Handwritten digits, recipe {args.recipe}, forward {forward}: {len(test_y)} test images")
     for column in ("", "accuracy", "integers", "differing predictions", "flipped codes", "largest logit difference", "bytes"):
         table.add_column(column, justify="right" if column else "left", no_wrap=bool(not column))
     for name, row in rows.items():
@@ -315,8 +338,11 @@ def run(args: argparse.Namespace) -> int:
     console.print(speed)
     picture(args.output / "demo.png", curves, networks, times, args.recipe)
     (args.output / "demo.json").write_text(
-        json.dumps({"recipe": args.recipe, "networks": rows, "curves": curves, "step_ms": times}, indent=2) + "\n"
+        json.dumps({"recipe": args.recipe, "forward": forward, "networks": rows, "curves": curves, "step_ms": times}, indent=2)
+        + "\n"
     )
+    if refused:
+        console.print(f"Trained with forward='fake': {refused}")
     for why in without_integers(networks["W4A4"]):
         console.print(why)
     console.print(f"Picture, numbers and the saved networks: {args.output}")

@@ -2,14 +2,34 @@
 
 from .comparison import Comparison, LayerComparison, compare
 from .conversion import convert
-from .layers import CodedLayer, Codes, IntegerConv, IntegerLayer, IntegerLinear, LookupConv, LookupLayer, LookupLinear
+from .fusion import FusedLayer, Fusion, fusion_of
+from .layers import (
+    AffineNorm1d,
+    AffineNorm2d,
+    CodedLayer,
+    Codes,
+    IntegerConv,
+    IntegerLayer,
+    IntegerLinear,
+    LookupConv,
+    LookupLayer,
+    LookupLinear,
+    PackedLayer,
+    WeightOnlyConv,
+    WeightOnlyLayer,
+    WeightOnlyLinear,
+)
 from .storage import FormatError, load, save
 
 __all__ = [
+    "AffineNorm1d",
+    "AffineNorm2d",
     "CodedLayer",
     "Codes",
     "Comparison",
     "FormatError",
+    "FusedLayer",
+    "Fusion",
     "IntegerConv",
     "IntegerLayer",
     "IntegerLinear",
@@ -17,8 +37,13 @@ __all__ = [
     "LookupConv",
     "LookupLayer",
     "LookupLinear",
+    "PackedLayer",
+    "WeightOnlyConv",
+    "WeightOnlyLayer",
+    "WeightOnlyLinear",
     "compare",
     "convert",
+    "fusion_of",
     "load",
     "save",
 ]

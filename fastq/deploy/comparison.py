@@ -72,7 +72,16 @@ def compare(model: nn.Module, converted: nn.Module, x: torch.Tensor) -> Comparis
     Per layer: input codes that differ, and the largest difference of the int32 accumulators that these codes lead to. Both
     networks must return one tensor of logits ``(N, classes, ...)``, else ``TypeError``. Codes differ where the rounding of fp32
     on the way carries a value over a tie: equal predictions alone would hide that.
+
+    Raises:
+        TypeError: a network is no ``torch.nn.Module``, ``x`` no tensor, an output no tensor.
+        ValueError: ``converted`` has no integer layer, or one where ``model`` has none of that name.
     """
+    for name, given in (("model", model), ("converted", converted)):
+        if not isinstance(given, nn.Module):
+            raise TypeError(f"compare: {name} must be a torch.nn.Module, got {type(given).__name__}")
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"compare: x must be a tensor, the networks' input, got {type(x).__name__}")
     integers = {name: module for name, module in converted.named_modules() if isinstance(module, CodedLayer)}
     if not integers:
         raise ValueError("compare: converted has no integer layer; give the network that fastq.convert returns")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..nn import DirectWeight, Grid, Quantizer
+from ..packing import PackedWeight
+from . import fusion
 from .layers import (
     CodedLayer,
     Codes,
@@ -18,6 +20,11 @@ from .layers import (
     LookupConv,
     LookupLayer,
     LookupLinear,
+    WeightOnlyConv,
+    WeightOnlyLayer,
+    WeightOnlyLinear,
+    by_group,
+    packed,
     take_hooks,
 )
 
@@ -40,38 +47,61 @@ def deployed_form(layer: nn.Module) -> CodedLayer | None:
         return None
     if quantizer_of("input", layer) is not None:
         return integer_layer(layer)
+    only = weight_only_layer(layer)
+    if only is not None:
+        return only
     found = levels_of_grid(layer)
     return None if found is None else lookup_layer(layer, *found)
 
 
-def convert(model: nn.Module) -> nn.Module:
+def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
     """A copy of ``model`` whose quantized linear and convolution layers compute in integers; ``model`` stays as it is.
 
     Each layer of ``fastq.nn`` that has a quantizer for its weight and one for its input becomes an
-    :class:`~fastq.deploy.IntegerLinear` or :class:`~fastq.deploy.IntegerConv`: int8 codes, exact int32 accumulation, scale and
-    bias after. Its accumulators equal those of the fake-quantized layer's codes exactly. Its output agrees with that layer's to
-    the rounding of that layer's product: fp32; bf16 or fp16 in such a model; TF32 where a GPU's convolutions are allowed it
-    (``torch.backends.cudnn.allow_tf32``, which is on by default: turn it off to compare).
+    :class:`~fastq.deploy.IntegerLinear` or :class:`~fastq.deploy.IntegerConv`: a :class:`fastq.PackedWeight` in as many bits as the
+    weight has (5 to 7 in 8, 1 in 2), int8 codes of the input, exact int32 accumulation by the integer engine
+    (:func:`fastq.int_linear`), scale and bias after. Its accumulators equal those of the fake-quantized layer's codes exactly. Its
+    output agrees with that layer's to the rounding of that layer's product: fp32; bf16 or fp16 in such a model; TF32 where a GPU's
+    convolutions are allowed it (``torch.backends.cudnn.allow_tf32``, which is on by default: turn it off to compare).
 
-    Two kinds of layers have no integer product and become a :class:`~fastq.deploy.LookupLinear` or
-    :class:`~fastq.deploy.LookupConv`, whose output has the same bits: those whose weight is a :class:`fastq.nn.DirectWeight`, for
-    its levels are not evenly spaced, and those whose weight alone is quantized (per tensor or per output channel).
+    A layer whose weight alone is quantized, on a grid without an offset and with a zero, becomes a
+    :class:`~fastq.deploy.WeightOnlyLinear` or :class:`~fastq.deploy.WeightOnlyConv`: packed as well, multiplied with the input in
+    floating point and summed in float32, so that it agrees to the rounding of that sum (per group: of multiples of 16). Two kinds
+    have neither form and become a :class:`~fastq.deploy.LookupLinear` or :class:`~fastq.deploy.LookupConv`, whose output has the
+    same bits as the fake-quantized layer's: those whose weight is a :class:`fastq.nn.DirectWeight`, for its levels are not evenly
+    spaced, and those whose weight alone is quantized on another grid or in float64.
 
-    Everything else is kept: batch norm stays an affine after the integer product, layers without a quantizer for their weight, or
-    with one that is not enabled, compute as before, forward hooks stay on their layers. The copy is in eval mode, whatever mode
-    ``model`` is in, and gives no gradients through integer layers.
+    With ``fuse`` the batch norm, residual addition and ReLU that follow an integer layer are computed in its epilogue, and where
+    only integer layers with one and the same input grid come after that, it gives them int8 codes. For that ``torch.fx`` traces
+    the network; one that it cannot trace keeps its layers apart, and the attribute ``fusion`` of what is returned says why, or
+    else what was fused (:class:`~fastq.deploy.Fusion`). Modules and ``state_dict`` keep their names, the class becomes a subclass
+    of itself with another forward method. As with every traced program, what ``forward`` does besides tensors (counting, printing)
+    is lost, and hooks that are attached later see what flows there: codes. In float32 the numbers are those of the network that is
+    not fused, but that a batch norm is ``x * multiplier + addend`` (:func:`fastq.nn.batch_norm.affine_of`), an ulp or two from
+    torch's. In bfloat16 and float16 a layer that is not fused rounds what it gives, and one that is fused makes its codes of the
+    float32 number. Autocast, which changes the dtype that a layer gives while it trains, changes nothing in integer layers: call
+    the network outside of it.
+
+    A sample that holds NaN becomes NaN whole in a layer that takes and gives floating point. Codes cannot tell of NaN: between
+    layers that are fused it is an arbitrary number. ``fastq.set_checks(True)`` raises instead.
+
+    Everything else is kept: layers without a quantizer for their weight, or with one that is not enabled, compute as before,
+    forward hooks stay on their layers, which then are not fused. The copy is in eval mode, whatever mode ``model`` is in, and
+    gives no gradients through integer layers.
 
     Supported: every quantizer of ``fastq.nn``, by its :class:`~fastq.nn.Grid`. Weights quantized per tensor, per channel (axis 0)
     and, for linear layers, per group; inputs per tensor; either with an offset; any stride, padding, dilation and groups. Inputs
     need a grid with a formula, so that a power (QIL's weights) or frozen codes serve weights alone.
 
     Raises:
-        TypeError: ``model`` is no ``torch.nn.Module``.
-        ValueError: nothing is quantized, or no quantizer is enabled; a quantizer is not initialised; a weight holds NaN; a
-            granularity, range or size has no integer form. The message names the layer.
+        TypeError: ``model`` is no ``torch.nn.Module``, ``fuse`` no bool.
+        ValueError: nothing is quantized, no quantizer is enabled, or ``model`` is converted already; a quantizer is not
+            initialised; a weight holds NaN; a granularity, range or size has no integer form. The message names the layer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(fuse, bool):
+        raise TypeError(f"convert: fuse must be a bool, got {fuse!r:.60}")
     made: dict[nn.Module, CodedLayer] = {}
     with torch.no_grad():
         for name, module in model.named_modules():
@@ -82,6 +112,8 @@ def convert(model: nn.Module) -> nn.Module:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"convert: layer {name or '(the model itself)'}: {error}") from None
     if not made:
+        if any(isinstance(module, CodedLayer) for module in model.modules()):
+            raise ValueError("convert: model is a converted network already; give the one that was trained")
         for name, module in model.named_modules():
             if isinstance(getattr(module, "weight_quantizer", None), Quantizer):
                 where = f"layer {name or '(the model itself)'}"
@@ -91,7 +123,8 @@ def convert(model: nn.Module) -> nn.Module:
         raise ValueError("convert: model has no layer with a weight and an input quantizer; call fastq.prepare first")
     # deepcopy looks its memo up before it copies: a layer met under two names becomes one integer layer, as it was one
     memo: dict[int, Any] = {id(module): layer for module, layer in made.items()}
-    return copy.deepcopy(model, memo).eval()
+    network: nn.Module = copy.deepcopy(model, memo).eval()
+    return fusion.fuse(network) if fuse else fusion.report(network, fusion.Fusion(reason="fuse=False"))
 
 
 def grid_of(which: str, quantizer: Any, x: torch.Tensor | None = None) -> Grid:
@@ -137,9 +170,35 @@ def weight_grid(layer: Any) -> Grid:
     return grid_of("weight", layer.weight_quantizer, layer.weight.detach())
 
 
-def weight_coding(layer: Any) -> tuple[torch.Tensor, Codes, torch.Tensor, torch.Tensor | None, int | None]:
-    """A layer's weight: stored codes; what they stand for; step and offset per output channel, ``(groups, O)`` per group, or of one
-    element; and the size of a group, or None."""
+class WeightCoding(NamedTuple):
+    """Integers ``values``, int32, of a weight and what they stand for: ``codes`` their range, ``step`` and ``offset`` per output
+    channel, per group ``(O, groups)``, or of one element; ``group`` the size of one, or None."""
+
+    values: torch.Tensor
+    codes: Codes
+    step: torch.Tensor
+    offset: torch.Tensor | None
+    group: int | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the engine's scale is all that makes numbers of the integers."""
+        if self.offset is not None or self.codes.odd or self.step.dtype != torch.float32:
+            return False
+        return self.group is None or (self.group % 16 == 0 and self.values.shape[1] % self.group == 0)
+
+    def packed(self, plain: bool) -> PackedWeight:
+        """As the engine takes it: of a plain layer, with its scales; else the integers that are stored, ``value - zero``."""
+        values = self.values.unsqueeze(2) if self.values.dim() == 3 else self.values
+        if plain:
+            return packed(values, self.codes.qmin, self.codes.qmax, self.step, self.group)
+        values = values if self.group is None else by_group(values, self.group)
+        return packed(values - self.codes.zero, *self.codes.stored, 1.0)
+
+
+def weight_coding(layer: Any) -> WeightCoding:
+    """That of a layer's weight; ``ValueError`` where it is quantized along an axis that integers do not have, per group in what is
+    no linear layer, or with codes that do not fit 8 bits."""
     quantizer, weight = layer.weight_quantizer, layer.weight.detach()
     grid = weight_grid(layer)
     axis, group = getattr(quantizer, "axis", None), None
@@ -151,7 +210,7 @@ def weight_coding(layer: Any) -> tuple[torch.Tensor, Codes, torch.Tensor, torch.
             raise ValueError(f"its weights are quantized along axis {axis}; integers need axis 0, the output channels")
 
     def shaped(t: torch.Tensor) -> torch.Tensor:
-        return t.t().contiguous() if group is not None else t.reshape(-1)
+        return t if group is not None else t.reshape(-1)
 
     values, codes = codes_of("weight", grid), quantizer.codes(weight)
     step, offset = shaped(grid.step), None if grid.offset is None else shaped(grid.offset)
@@ -159,25 +218,49 @@ def weight_coding(layer: Any) -> tuple[torch.Tensor, Codes, torch.Tensor, torch.
         middle = (grid.qmin + grid.qmax + 1) // 2
         offset = (offset.double() + step.double() * middle).to(step.dtype)
         values, codes = Codes(grid.qmin - middle, grid.qmax - middle, grid.odd), codes - middle
-    return (codes - values.zero).to(torch.int8).contiguous(), values, step, offset, group
+    return WeightCoding(codes, values, step, offset, group)
 
 
 def integer_layer(layer: Any) -> IntegerLayer:
     """The integer form of one quantized layer; ``ValueError`` says why there is none."""
-    codes, weights, s_w, b_w, group = weight_coding(layer)
+    coding = weight_coding(layer)
     grid, inputs, tensors = input_coding(layer.input_quantizer)
     s_x, b_x = grid.step.reshape(()), None if grid.offset is None else grid.offset.reshape(())
-    tensors |= {
-        "codes": codes,
-        "scale": s_x * s_w,
-        "shift": None if b_x is None else b_x * s_w,
-        "weight_shift": None if b_w is None else s_x * b_w,
-        "cross": None if b_x is None or b_w is None else b_x * b_w,
-        "bias": None if layer.bias is None else layer.bias.detach().to(s_w.dtype).clone(),
-    }
+    # the engine takes a zero-point of the input that is one of its codes, and steps in float32
+    plain = coding.plain and b_x is None and not grid.odd and -128 <= -inputs.zero <= 127 and s_x.dtype == torch.float32
+    bias = None if layer.bias is None else layer.bias.detach().to(coding.step.dtype).clone()
+    tensors |= {"bias": bias}
+    if not plain:
+        s_w, b_w = coding.step, coding.offset
+        if coding.group:
+            s_w, b_w = s_w.t(), None if b_w is None else b_w.t()
+        tensors |= {
+            "scale": (s_x * s_w).contiguous(),
+            "shift": None if b_x is None else (b_x * s_w).contiguous(),
+            "weight_shift": None if b_w is None else (s_x * b_w).contiguous(),
+            "cross": None if b_x is None or b_w is None else (b_x * b_w).contiguous(),
+        }
+    weight = coding.packed(plain)
     if isinstance(layer, nn.Linear):
-        return IntegerLinear(tensors, inputs, weights, group, grid.magnitude)
-    return IntegerConv(tensors, inputs, weights, **convolution(layer), padding=padding_of(layer), magnitude=grid.magnitude)
+        return IntegerLinear(weight, tensors, inputs, coding.codes, coding.group, grid.magnitude)
+    where = convolution(layer) | {"padding": padding_of(layer), "magnitude": grid.magnitude}
+    return IntegerConv(weight, tensors, inputs, coding.codes, **where)
+
+
+def weight_only_layer(layer: Any) -> WeightOnlyLayer | None:
+    """The form of a layer whose weight alone is quantized, where the engine has its grid; else None."""
+    quantizer, grid = layer.weight_quantizer, weight_grid(layer)
+    group = getattr(quantizer, "group_size", None) or None
+    axis = getattr(quantizer, "axis", None)
+    if grid.step.numel() != 1 and (not isinstance(layer, nn.Linear) if group else axis is None or axis % layer.weight.dim() != 0):
+        return None
+    if layer.weight.dtype == torch.float64 or not (coding := weight_coding(layer)).plain:
+        return None
+    bias = None if layer.bias is None else layer.bias.detach().float().clone()
+    weight = coding.packed(True)
+    if isinstance(layer, nn.Linear):
+        return WeightOnlyLinear(weight, {"bias": bias}, None)
+    return WeightOnlyConv(weight, {"bias": bias}, None, **convolution(layer), padding=padding_of(layer))
 
 
 def convolution(layer: Any) -> dict[str, Any]:

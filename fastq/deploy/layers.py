@@ -1,7 +1,11 @@
-"""Linear and convolution layers that compute in integers, and by look-up where the weights' levels are not evenly spaced.
+"""Linear and convolution layers that compute in integers, in floating point with packed weights, and by look-up.
 
 A quantizer gives ``step * K + offset`` with integers K (:class:`fastq.nn.Grid`): the codes themselves, or ``2 * code + 1`` where
-the grid has no zero. With inputs ``x = s_x*X + b_x`` and weights ``w = s_w*W + b_w`` a layer's output is
+the grid has no zero. Where neither the inputs' nor the weights' grid has an offset and both have a zero, a layer is *plain*: all of
+it is one call of the integer engine, :func:`fastq.int_linear` or :func:`fastq.int_conv2d`, on codes of the input as they are and a
+:class:`fastq.PackedWeight`, with everything up to the next layer's codes in its epilogue.
+
+Else, with inputs ``x = s_x*X + b_x`` and weights ``w = s_w*W + b_w``, a layer's output is
 
     y = (s_x*s_w) * acc  +  (b_x*s_w) * sum W  +  (s_x*b_w) * sum X  +  (b_x*b_w) * n  +  bias            acc = sum X*W
 
@@ -12,27 +16,35 @@ int8: ``p = code - zero``, so that ranges such as 0..255 fit. Hence ``X = a_x*p 
     sum W = a_w * sum k  +  c_w * n
     sum X = a_x * sum p  +  c_x * n
 
-in int32, exactly: ``sum p*k`` is a product of int8, ``sum p`` one with ones in place of the weights, and ``sum k`` and ``n``, which
-differ at the borders alone, come from the weights and an input of ones. Terms whose factor is 0 are left out.
+in int32, exactly: ``sum p*k`` are the engine's accumulators, ``sum p`` those with ones in place of the weights, and ``sum k`` and
+``n``, which differ at the borders alone, come from the weights and an input of ones. Terms whose factor is 0 are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .. import checks
+from ..engine.call import FLOATS
 from ..granularity import compute_dtype
 from ..nn.base import keeping_precision
+from ..nn.batch_norm import affine_of
 from ..ops import direct_weight
-from . import integer
+from ..ops.int_conv2d import int_conv2d
+from ..ops.int_linear import INT32_MAX, int_linear
+from ..ops.quantize import quantize
+from ..packing import BITS, PackedWeight, pack
 
-__all__ = ["CodedLayer", "Codes", "IntegerConv", "IntegerLayer", "IntegerLinear", "LookupConv", "LookupLayer", "LookupLinear"]
+__all__ = [
+    "Affine", "AffineNorm1d", "AffineNorm2d", "CodedLayer", "Codes", "Form", "IntegerConv", "IntegerLayer", "IntegerLinear",
+    "LookupConv", "LookupLayer", "LookupLinear", "PackedLayer", "WeightOnlyConv", "WeightOnlyLayer", "WeightOnlyLinear", "form_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,45 @@ def take_hooks(layer: nn.Module, old: nn.Module) -> None:
         setattr(layer, name, getattr(old, name).copy())
 
 
+class Form(NamedTuple):
+    """What a layer's output has of its input: the dtype, and whether the channels lie last (None: as the kernel leaves them)."""
+
+    dtype: torch.dtype
+    channels_last: bool | None
+
+
+def form_of(x: torch.Tensor) -> Form:
+    """That of a floating point input."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return Form(x.dtype, last)
+
+
+def packed(codes: torch.Tensor, low: int, high: int, scale: torch.Tensor | float, group_size: int | None = None) -> PackedWeight:
+    """Integers from ``low`` to ``high`` in the fewest bits that the engine has for them.
+
+    They are codes as they are where they fit signed or unsigned ones, else codes with a zero-point. ``ValueError`` where not even
+    8 bits hold them.
+    """
+    for bits in BITS:
+        half, shift = 2 ** (bits - 1), low + 2 ** (bits - 1)
+        if -half <= low and high < half:
+            return pack(codes.to(torch.int8), bits, scale=scale, group_size=group_size)
+        if low >= 0 and high < 2 * half:
+            return pack(codes.to(torch.uint8), bits, scale=scale, group_size=group_size)
+        if high - low < 2 * half and -half <= -shift < half:
+            return pack((codes.to(torch.int16) - shift).to(torch.int8), bits, scale=scale, zero_point=-shift, group_size=group_size)
+    raise ValueError(f"codes from {low} to {high} do not fit 8 bits")
+
+
+def by_group(codes: torch.Tensor, group_size: int) -> torch.Tensor:
+    """A linear weight ``(N, K)`` as that of a convolution with one group of channels for each group of a row:
+    ``(G*N, group_size, 1, 1)``. Its accumulators are those of the groups, apart."""
+    n, k = codes.shape
+    if k % group_size:
+        raise ValueError(f"groups of {group_size} do not divide rows of {k}")
+    return codes.view(n, k // group_size, group_size).transpose(0, 1).reshape(-1, group_size, 1, 1)
+
+
 class CodedLayer(nn.Module):
     """What integer and look-up layers have in common: the input's codes.
 
@@ -125,11 +176,28 @@ class CodedLayer(nn.Module):
         # what is rounded to half precision finds other codes than the quantizer, whose parameters are not
         return super()._apply(keeping_precision(fn), recurse)
 
+    @property
+    def takes_codes(self) -> bool:
+        """Whether the input's codes are a step's multiples, which the epilogue of another layer can make."""
+        if getattr(self, "padding_mode", "zeros") != "zeros":  # copies elements of its input, and codes come without the copies
+            return False
+        c, step = self.inputs, self.input_step
+        if c is None or step is None or step.dtype != torch.float32 or c.odd or not c.qmin <= 0 <= c.qmax:
+            return False
+        return self.input_offset is None and self.input_lower is None and -128 <= -c.zero <= 127
+
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
-        """The codes of ``x`` less ``zero``, int8, by the formula of :class:`fastq.nn.Grid`. NaN is stored as 0."""
+        """The codes of ``x`` less ``zero``, int8, by the formula of :class:`fastq.nn.Grid`. An int8 ``x`` is such codes already.
+
+        What NaN becomes is not specified.
+        """
         if self.inputs is None or self.input_step is None:
             raise TypeError(f"{type(self).__name__}: its input is not quantized and has no codes")
+        if x.dtype == torch.int8:
+            return x
         checks.check_values("integer layer", x, self.input_step, self.input_offset)
+        if self.takes_codes and x.dtype in FLOATS:
+            return quantize(x.detach(), self.input_step, zero_point=-self.zero, range=self.inputs.stored)
         v = x.detach().to(compute_dtype(x))
         low, high = self.inputs.qmin, self.inputs.qmax
         if self.input_lower is not None and self.input_width is not None:
@@ -151,36 +219,163 @@ class CodedLayer(nn.Module):
         return v.nan_to_num_(nan=float(self.zero)).sub_(self.zero).to(torch.int8)
 
 
-class IntegerLayer(CodedLayer):
-    """What the two have in common: the sums, and the way from the accumulators back to real numbers.
+class PackedLayer(CodedLayer):
+    """A layer with a :class:`fastq.PackedWeight`, ``weight``, which a ``state_dict`` holds in its canonical layout.
 
-    Buffers: ``codes`` int8, the weights'; ``scale`` ``(O,)`` (or one element; per group ``(K/group_size, O)``), ``s_x*s_w``;
-    like it or None ``shift``, ``b_x*s_w``, ``weight_shift``, ``s_x*b_w``, and ``cross``, ``b_x*b_w``; ``bias`` ``(O,)`` or None;
-    and those of the input.
+    Keys: ``weight`` uint8, the bytes of the codes; ``weight_scale`` and, where there is one, ``weight_zero``.
     """
 
-    codes: torch.Tensor
-    scale: torch.Tensor
+    weight: PackedWeight
+
+    def __init__(
+        self, weight: PackedWeight, tensors: dict[str, torch.Tensor | None], inputs: Codes | None, magnitude: bool = False
+    ) -> None:
+        super().__init__(tensors, inputs, magnitude)
+        self.weight = weight
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """The weight's codes, int8 or uint8, of the weight's shape."""
+        return self.weight.unpack()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        self._move(fn(self.weight.data[:0]).device)
+        return self
+
+    def _move(self, device: torch.device) -> None:
+        self.weight = self.weight.to(device)
+
+    def extra_repr(self) -> str:
+        return repr(self.weight)
+
+    def packed_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of ``weight`` by their key, in the canonical layout."""
+        w = self.weight.to(self.weight.device, "rows")
+        tensors = {"weight": w.data, "weight_scale": w.scale}
+        return tensors if w.zero_point is None else tensors | {"weight_zero": w.zero_point}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, t in self.packed_tensors().items():
+            destination[prefix + name] = t
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str], unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        own, given = self.packed_tensors(), {}
+        for name, t in own.items():
+            key = prefix + name
+            if key in unexpected_keys:
+                unexpected_keys.remove(key)
+            if key not in state_dict:
+                if strict:
+                    missing_keys.append(key)
+            elif (new := state_dict[key]).shape != t.shape or new.dtype != t.dtype:
+                error_msgs.append(f"{key} must be {t.dtype} {tuple(t.shape)}, got {new.dtype} {tuple(new.shape)}")
+            else:
+                given[name] = new.detach().to(t.device, copy=True)
+        if given:
+            w, all_ = self.weight, own | given
+            layout = (w.shape, w.bits, w.signed, w.group_size, "rows")
+            self.weight = PackedWeight(all_["weight"], all_["weight_scale"], all_.get("weight_zero"), *layout).to(w.device)
+
+
+class Windows:
+    """What a convolution is made with. ``padding`` is (left, right[, top, bottom]); stride and dilation have ``dims`` numbers; any
+    ``padding_mode`` of torch."""
+
+    dims: int
+
+    def _set_windows(self, dims: int, stride: Any, padding: Any, dilation: Any, groups: int, padding_mode: str) -> None:
+        self.dims, self.stride, self.padding, self.dilation = dims, tuple(stride), tuple(padding), tuple(dilation)
+        self.groups, self.padding_mode = groups, padding_mode
+
+    def copied(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` padded by a mode that copies elements; padding with zeros is the product's."""
+        return x if self.padding_mode == "zeros" else F.pad(x, self.padding, mode=self.padding_mode)
+
+    def images(self, t: torch.Tensor) -> torch.Tensor:
+        """``t`` as a batch of images."""
+        t = t.unsqueeze(0) if t.dim() == self.dims + 1 else t
+        return t.unsqueeze(2) if self.dims == 1 else t
+
+    def convolve(
+        self, x: torch.Tensor, weight: PackedWeight, residual: torch.Tensor | None = None, **keywords: Any
+    ) -> torch.Tensor:
+        """:func:`fastq.int_conv2d` of a batch or a single sample, with one dimension or two."""
+        pad = self.padding if self.padding_mode == "zeros" else (0,) * len(self.padding)
+        stride, dilation = self.stride, self.dilation
+        if self.dims == 1:
+            pad, stride, dilation = (*pad, 0, 0), (1, *stride), (1, *dilation)
+        residual = None if residual is None else self.images(residual)
+        y = int_conv2d(
+            self.images(x), weight, stride=stride, padding=pad, dilation=dilation, groups=self.groups, residual=residual, **keywords
+        )
+        y = y.squeeze(2) if self.dims == 1 else y
+        return y[0] if x.dim() == self.dims + 1 else y
+
+    def output_shape(self, x: torch.Tensor) -> tuple[int, ...]:
+        """Of :meth:`convolve`, less the channels."""
+        sizes = []
+        for d in range(self.dims):
+            first = 2 * (self.dims - 1 - d) if self.padding_mode == "zeros" else None
+            pad = 0 if first is None else self.padding[first] + self.padding[first + 1]
+            kernel = self.weight.shape[len(self.weight.shape) - self.dims + d]  # type: ignore[attr-defined]
+            sizes.append((x.shape[d - self.dims] + pad - self.dilation[d] * (kernel - 1) - 1) // self.stride[d] + 1)
+        return tuple(sizes)
+
+    def along(self, t: torch.Tensor) -> torch.Tensor:
+        """``t``, one number per output channel or for all, shaped to multiply the output."""
+        return t.view(-1, *(1,) * self.dims)
+
+    def shaped(self, y: torch.Tensor, form: Form) -> torch.Tensor:
+        """``y`` in the memory format of ``form``."""
+        if form.channels_last is None:
+            return y
+        last = form.channels_last and y.dim() == 4
+        return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+class IntegerLayer(PackedLayer):
+    """What the two have in common: the way from the input to the accumulators and back to real numbers.
+
+    ``weights``: the codes of the weights' grid. Buffers: ``bias`` ``(O,)`` or None; those of the input; and, where the layer is not
+    plain, ``scale`` ``(O,)`` (or one element; per group ``(K/group_size, O)``), ``s_x*s_w``, and like it or None ``shift``,
+    ``b_x*s_w``, ``weight_shift``, ``s_x*b_w``, and ``cross``, ``b_x*b_w``.
+    """
+
+    scale: torch.Tensor | None
     shift: torch.Tensor | None
     weight_shift: torch.Tensor | None
     cross: torch.Tensor | None
     bias: torch.Tensor | None
     inputs: Codes
-    buffer_names = ("codes", "scale", "shift", "weight_shift", "cross", "bias", *CodedLayer.buffer_names)
+    buffer_names = ("scale", "shift", "weight_shift", "cross", "bias", *CodedLayer.buffer_names)
 
     def __init__(
-        self, tensors: dict[str, torch.Tensor | None], inputs: Codes, weights: Codes, products: int, magnitude: bool = False
-    ) -> None:
-        super().__init__(tensors, inputs, magnitude)
+        self, weight: PackedWeight, tensors: dict[str, torch.Tensor | None], inputs: Codes, weights: Codes, products: int,
+        magnitude: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(weight, tensors, inputs, magnitude)
         self.weights = weights
-        self.largest = 128 * max(map(abs, weights.stored))  # of stored codes, for the choice of the product
-        # a bound of the four sums that make an accumulator, taken together
-        most = max(self.largest, inputs.largest * weights.largest)
-        if products * most > integer.INT32_MAX:
-            raise ValueError(f"{products} products of up to {most} could overflow int32; at most {integer.INT32_MAX // most} fit")
+        of_weight = 2**weight.bits - 1 if weight.stored_zero is not None else 2 ** (weight.bits - 1)
+        # a bound of the engine's accumulator, and of the four sums that make one of a grid that is not plain, taken together
+        most = max((max(127 + inputs.zero, 128 - inputs.zero) if self.plain else 128) * of_weight, inputs.largest * weights.largest)
+        if products * most > INT32_MAX:
+            raise ValueError(f"{products} products of up to {most} could overflow int32; at most {INT32_MAX // most} fit")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the layer is one call of the integer engine."""
+        return self.scale is None
 
     def accumulate(self, codes: torch.Tensor) -> torch.Tensor:
         """``acc = sum X*W`` in int32 for the codes of :meth:`quantize`, exactly."""
+        if self.plain:
+            return self.products(codes, -self.zero)
         acc = self.products(codes).mul_(self.weights.factor)
         if self.weights.constant:
             acc.add_(self.windows(codes), alpha=self.weights.constant)
@@ -192,8 +387,8 @@ class IntegerLayer(CodedLayer):
         k, n = self.inside(codes)
         return k * self.weights.factor + n * self.weights.constant
 
-    def products(self, codes: torch.Tensor) -> torch.Tensor:
-        """``sum p*k``, int32, of the shape of the output."""
+    def products(self, codes: torch.Tensor, zero_point: int = 0) -> torch.Tensor:
+        """``sum (p - zero_point)*k``, int32, of the shape of the output; per group ``(..., groups, O)``."""
         raise TypeError("products belongs to IntegerLinear and IntegerConv")
 
     def windows(self, codes: torch.Tensor) -> torch.Tensor:
@@ -209,7 +404,9 @@ class IntegerLayer(CodedLayer):
         return t
 
     def dequantize(self, acc: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """The output, but for its bias, for the accumulators ``acc`` of the input ``codes``."""
+        """The output of a layer that is not plain, but for its bias, for the accumulators ``acc`` of the input ``codes``."""
+        if self.scale is None:
+            raise TypeError(f"{type(self).__name__}: a plain layer has its scales in the product")
         y = acc.to(self.scale.dtype) * self.along(self.scale)
         if self.shift is not None:
             y = y + self.weight_sums(codes) * self.along(self.shift)
@@ -221,117 +418,262 @@ class IntegerLayer(CodedLayer):
                 y = y + n * self.along(self.cross)
         return y
 
+    def call(self, codes: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        """The engine's product with scales, bias and what ``keywords`` say."""
+        raise TypeError("call belongs to IntegerLinear and IntegerConv")
+
+    def fits(self, codes: torch.Tensor, multiplier: torch.Tensor | None, residual: Any) -> bool:
+        """Whether the engine's epilogue has what is asked of the output for ``codes``."""
+        raise TypeError("fits belongs to IntegerLinear and IntegerConv")
+
+    def shaped(self, y: torch.Tensor, form: Form) -> torch.Tensor:
+        """``y`` in the memory format of ``form``."""
+        return y
+
     def rows_with_nan(self, x: torch.Tensor) -> torch.Tensor:
         """Which samples hold a NaN, shaped to mask the output."""
         raise TypeError("rows_with_nan belongs to IntegerLinear and IntegerConv")
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The layer's output, of the input's dtype. A sample that holds NaN, which no integer stands for, becomes NaN whole."""
-        codes = self.quantize(input)
-        y = self.dequantize(self.accumulate(codes), codes)
-        return y.masked_fill_(self.rows_with_nan(input), float("nan")).to(input.dtype)
+    def forward(
+        self, input: torch.Tensor, *, form: Form | None = None, multiplier: torch.Tensor | None = None,
+        addend: torch.Tensor | None = None, residual: torch.Tensor | None = None, activation: str | None = None,
+        out_scale: torch.Tensor | None = None, out_codes: tuple[int, int] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The layer's output, of the input's dtype and memory format. A sample that holds NaN, which no integer stands for, becomes
+        NaN whole. What follows is what :func:`fastq.convert` calls a layer of a fused network with.
+
+        input: floating point, or the codes of :meth:`quantize`, int8, among which nothing tells of NaN.
+        form: the dtype and memory format of the output, where the input has none to follow.
+        multiplier, addend: of a batch norm, ``(O,)``; residual: is added; activation: ``"relu"``; in this order.
+        out_scale, out_codes: of the next layer's input, its step and the range of its codes: give these, less their ``zero``, int8;
+        where ``form`` is None, with the strides that the kernel leaves. A NaN is an arbitrary code there.
+        """
+        codes, coded = self.quantize(input), input.dtype == torch.int8
+        if form is None:
+            form = Form(torch.float32, None) if coded else form_of(input)
+            form = form if out_codes is None else form._replace(channels_last=None)
+        after: dict[str, Any] = {"multiplier": multiplier, "addend": addend, "activation": activation}
+        if out_codes is not None:
+            next_ = Codes(*out_codes)
+            after |= {"out_scale": out_scale, "out_range": next_.stored, "out_zero_point": -next_.zero}
+        else:
+            after["out_dtype"] = form.dtype if form.dtype in FLOATS else torch.float32
+        nan = None if coded or out_codes is not None else self.rows_with_nan(input)
+        if self.plain and self.fits(codes, multiplier, residual):
+            residual = None if residual is None else residual.detach()
+            y = self.shaped(self.call(codes, residual=residual, **after), form)
+            y = y if nan is None else y.masked_fill_(nan, float("nan"))
+        else:
+            y = self.call(codes) if self.plain else self.dequantize(self.accumulate(codes), codes)
+            if not self.plain and self.bias is not None:
+                y = y + self.along(self.bias)
+            y = self.shaped(y, form)
+            y = y if nan is None else y.masked_fill_(nan, float("nan"))
+            y = finished(y, residual=residual, **after)
+        return y if out_codes is not None else y.to(form.dtype)
+
+
+def finished(
+    y: torch.Tensor, multiplier: torch.Tensor | None, addend: torch.Tensor | None, residual: Any, activation: str | None,
+    out_dtype: torch.dtype | None = None, out_scale: torch.Tensor | None = None, out_range: Any = None, out_zero_point: int = 0,
+) -> torch.Tensor:  # fmt: skip
+    """The engine's epilogue by separate operators, for residuals and axes of channels that it does not have: those broadcast, and a
+    multiplier goes along axis 1, as a batch norm does."""
+    shape = (1, -1, *(1,) * (y.dim() - 2))
+    y = y if multiplier is None else y * multiplier.view(shape)
+    y = y if addend is None else y + addend.view(shape)
+    y = y if residual is None else y + residual
+    y = y if activation is None else F.relu(y)
+    return y if out_scale is None else quantize(y.detach().float(), out_scale, range=out_range, zero_point=out_zero_point)
 
 
 class IntegerLinear(IntegerLayer):
-    """``torch.nn.Linear`` on integers; ``codes`` ``(O, K)``, with ``group_size`` one scale per so many elements of a row."""
+    """``torch.nn.Linear`` on integers; with ``group_size`` one scale per so many elements of a row.
+
+    ``weight`` is ``(O, K)``; per group, where the layer is not plain, ``(groups * O, group_size, 1, 1)`` (:func:`by_group`).
+    """
 
     def __init__(
-        self, tensors: dict[str, torch.Tensor | None], inputs: Codes, weights: Codes, group_size: int | None = None,
-        magnitude: bool = False,
+        self, weight: PackedWeight, tensors: dict[str, torch.Tensor | None], inputs: Codes, weights: Codes,
+        group_size: int | None = None, magnitude: bool = False,
     ) -> None:  # fmt: skip
-        codes = tensors["codes"]
-        products = group_size or (0 if codes is None else codes.shape[1])
-        super().__init__(tensors, inputs, weights, products, magnitude)
+        super().__init__(weight, tensors, inputs, weights, group_size or weight.k, magnitude)
         self.group_size = group_size
+        if weight.group_size != (group_size if self.plain else None):
+            raise ValueError(f"groups of {group_size} for a weight of {weight!r}")
 
-    def _sums(self, codes: torch.Tensor, w: torch.Tensor, largest: int) -> torch.Tensor:
-        """``codes @ w.T`` in int32 ``(..., [groups,] O)``."""
-        rows = codes.reshape(-1, codes.shape[-1])
-        k = self.group_size or rows.shape[1]
-        parts = zip(rows.split(k, 1), w.split(k, 1), strict=True)
-        acc = torch.stack([integer.matmul(a, b, largest) for a, b in parts], 1)
-        return acc.view(*codes.shape[:-1], *(acc.shape[1:] if self.group_size else acc.shape[2:]))
-
-    def products(self, codes: torch.Tensor) -> torch.Tensor:
-        return self._sums(codes, self.codes, self.largest)
+    def products(self, codes: torch.Tensor, zero_point: int = 0) -> torch.Tensor:
+        lead, rows = codes.shape[:-1], codes.reshape(-1, codes.shape[-1])
+        if not self.group_size:
+            return int_linear(codes, self.weight, x_zero_point=zero_point, out_dtype=torch.int32)
+        groups, weight = rows.shape[1] // self.group_size, self.weight
+        if weight.group_size:  # whose kernels have no accumulators to give
+            codes_of_groups = by_group(weight.unpack(), self.group_size)
+            zero = None if weight.zero_point is None else weight.zero_point.t().reshape(-1)
+            weight = pack(codes_of_groups, weight.bits, scale=1.0, zero_point=zero)
+        acc = int_conv2d(rows[..., None, None], weight, groups=groups, x_zero_point=zero_point, out_dtype=torch.int32)
+        return acc.reshape(*lead, groups, weight.n // groups)
 
     def windows(self, codes: torch.Tensor) -> torch.Tensor:
-        return self._sums(codes, torch.ones_like(self.codes[:1]), 128)
+        groups = codes.shape[-1] // self.group_size if self.group_size else 1
+        sums = codes.unflatten(-1, (groups, -1)).sum(-1, dtype=torch.int32)
+        return sums.unsqueeze(-1) if self.group_size else sums
 
     def inside(self, codes: torch.Tensor) -> tuple[torch.Tensor, int]:
-        k = self.group_size or self.codes.shape[1]
-        sums = torch.stack([w.sum(1, dtype=torch.int32) for w in self.codes.split(k, 1)])
-        return (sums if self.group_size else sums[0]), k
+        k = self.group_size or codes.shape[-1]
+        return self.weight.sums.view(codes.shape[-1] // k, -1) if self.group_size else self.weight.sums, k
 
     def dequantize(self, acc: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         y = super().dequantize(acc, codes)
-        if self.group_size:
-            y = y.sum(-2)
-        return y if self.bias is None else y + self.bias
+        return y.sum(-2) if self.group_size else y
+
+    def call(self, codes: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        return int_linear(codes, self.weight, x_scale=self.input_step, x_zero_point=-self.zero, bias=self.bias, **keywords)
+
+    def fits(self, codes: torch.Tensor, multiplier: torch.Tensor | None, residual: Any) -> bool:
+        if multiplier is not None and codes.dim() != 2:  # a batch norm's channels are axis 1
+            return False
+        return residual is None or fits_as_residual(residual, (*codes.shape[:-1], self.weight.n))
 
     def rows_with_nan(self, x: torch.Tensor) -> torch.Tensor:
         return x.isnan().any(-1, keepdim=True)
 
 
-class IntegerConv(IntegerLayer):
-    """``torch.nn.Conv1d`` or ``Conv2d`` on integers (``dims`` 1 or 2); ``codes`` ``(O, C/groups, [kh,] kw)``.
+def fits_as_residual(residual: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(residual, torch.Tensor) and residual.dtype in FLOATS and tuple(residual.shape) == tuple(shape)
 
-    ``padding`` is (left, right[, top, bottom]); stride and dilation have ``dims`` numbers; any ``padding_mode`` of torch.
+
+class IntegerConv(Windows, IntegerLayer):
+    """``torch.nn.Conv1d`` or ``Conv2d`` on integers (``dims`` 1 or 2); ``weight`` is ``(O, C/groups, kh, kw)``, kh 1 for Conv1d.
+
+    The other arguments: :class:`Windows`.
     """
 
     def __init__(
-        self, tensors: dict[str, torch.Tensor | None], inputs: Codes, weights: Codes,
+        self, weight: PackedWeight, tensors: dict[str, torch.Tensor | None], inputs: Codes, weights: Codes,
         dims: int, stride: Any, padding: Any, dilation: Any, groups: int, padding_mode: str = "zeros", magnitude: bool = False,
     ) -> None:  # fmt: skip
-        codes = tensors["codes"]
-        super().__init__(tensors, inputs, weights, 0 if codes is None else codes[0].numel(), magnitude)
-        self.dims, self.stride, self.padding, self.dilation = dims, tuple(stride), tuple(padding), tuple(dilation)
-        self.groups, self.padding_mode = groups, padding_mode
+        super().__init__(weight, tensors, inputs, weights, weight.k, magnitude)
+        self._set_windows(dims, stride, padding, dilation, groups, padding_mode)
+        self._ones: PackedWeight | None = None
+        if not self.plain:
+            ones = torch.ones(groups, *weight.shape[1:], dtype=torch.int8, device=weight.device)
+            self._ones = pack(ones, 2, scale=1.0)
 
-    def _sums(self, codes: torch.Tensor, w: torch.Tensor, groups: int, largest: int) -> torch.Tensor:
-        """The convolution of ``codes`` with ``w`` in int32; what is padded adds nothing."""
-        single, one = codes.dim() == self.dims + 1, self.dims == 1
-        pad = self.padding if self.padding_mode == "zeros" else (0,) * len(self.padding)
-        codes = codes.unsqueeze(0) if single else codes
-        if one:
-            codes, w, pad = codes.unsqueeze(2), w.unsqueeze(2), (*pad, 0, 0)
-        stride, dilation = ((1, *self.stride), (1, *self.dilation)) if one else (self.stride, self.dilation)
-        acc = integer.conv2d(codes, w, stride, pad, dilation, groups, largest=largest)  # type: ignore[arg-type]
-        acc = acc.squeeze(2) if one else acc
-        return acc[0] if single else acc
+    def _move(self, device: torch.device) -> None:
+        super()._move(device)
+        self._ones = None if self._ones is None else self._ones.to(device)
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
-        if self.padding_mode != "zeros":  # these copy elements, and a copy has the code of its original
-            x = F.pad(x, self.padding, mode=self.padding_mode)
-        return super().quantize(x)
+        # these copy elements, and a copy has the code of its original
+        return super().quantize(x if x.dtype == torch.int8 else self.copied(x))
 
-    def products(self, codes: torch.Tensor) -> torch.Tensor:
-        return self._sums(codes, self.codes, self.groups, self.largest)
+    def products(self, codes: torch.Tensor, zero_point: int = 0) -> torch.Tensor:
+        return self.convolve(codes, self.weight, x_zero_point=zero_point, out_dtype=torch.int32)
 
     def windows(self, codes: torch.Tensor) -> torch.Tensor:
-        ones = torch.ones_like(self.codes[: self.groups])
-        return self._sums(codes, ones, self.groups, 128).repeat_interleave(len(self.codes) // self.groups, -1 - self.dims)
+        if self._ones is None:
+            raise TypeError("IntegerConv: a plain layer has no sums of windows")
+        sums = self.convolve(codes, self._ones, out_dtype=torch.int32)
+        return sums.repeat_interleave(self.weight.n // self.groups, -1 - self.dims)
 
     def inside(self, codes: torch.Tensor) -> tuple[torch.Tensor, Any]:
         if self.padding_mode != "zeros" or not any(self.padding):  # every window is whole
-            return self.along(self.codes.flatten(1).sum(1, dtype=torch.int32)), self.codes[0].numel()
+            return self.along(self.weight.sums), self.weight.k
         ones = codes.new_ones(codes.shape[-1 - self.dims :])
-        counts = self._sums(ones[:1], torch.ones_like(self.codes[:1, :1]), 1, 1)
-        return self._sums(ones, self.codes, self.groups, self.largest), counts * self.codes.shape[1]
+        return self.products(ones), self.windows(ones)
 
-    def along(self, t: torch.Tensor) -> torch.Tensor:
-        return t.view(-1, *(1,) * self.dims)
+    def call(self, codes: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        return self.convolve(codes, self.weight, x_scale=self.input_step, x_zero_point=-self.zero, bias=self.bias, **keywords)
 
-    def dequantize(self, acc: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        y = super().dequantize(acc, codes)
-        if self.bias is not None:
-            y = y + self.along(self.bias)
-        channels_last = codes.dim() == 4 and codes.is_contiguous(memory_format=torch.channels_last) and not codes.is_contiguous()
-        return y.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    def fits(self, codes: torch.Tensor, multiplier: torch.Tensor | None, residual: Any) -> bool:
+        batch = codes.shape[: -1 - self.dims]
+        if multiplier is not None and not batch:  # axis 1 of a single sample is not that of its channels
+            return False
+        return residual is None or fits_as_residual(residual, (*batch, self.weight.n, *self.output_shape(codes)))
 
     def rows_with_nan(self, x: torch.Tensor) -> torch.Tensor:
         first = x.dim() - self.dims - 1
         return x.isnan().flatten(first).any(-1).view(*x.shape[:first], *(1,) * (self.dims + 1))
+
+
+class Affine(nn.Module):
+    """A batch norm in evaluation as ``x * multiplier + addend`` along axis 1, which a fused network has in the epilogue of the
+    layer before it. Its state is the batch norm's, and stays float32 where the model becomes less.
+
+    multiplier, addend: float32 ``(C,)``, those of :func:`fastq.nn.batch_norm.affine_of`; buffers that a ``state_dict`` leaves out.
+    """
+
+    multiplier: torch.Tensor
+    addend: torch.Tensor
+
+    @classmethod
+    def of(cls, norm: Any) -> None:
+        """Make ``norm``, a batch norm with running statistics, one of these; ``TypeError`` or ``ValueError`` if it is none."""
+        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            raise TypeError(f"a {type(norm).__name__} is no batch norm of one or two dimensions")
+        made: Any = norm
+        made.__class__ = AffineNorm1d if isinstance(norm, nn.BatchNorm1d) else AffineNorm2d
+        made._refresh()
+
+    def _refresh(self) -> None:
+        for name, t in zip(("multiplier", "addend"), affine_of(self), strict=True):
+            self.register_buffer(name, t, persistent=False)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        return super()._apply(keeping_precision(fn), recurse)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._refresh()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        shape = (-1, *(1,) * (input.dim() - 2))
+        y = input.to(compute_dtype(input)) * self.multiplier.view(shape) + self.addend.view(shape)
+        return y.to(input.dtype)
+
+
+class AffineNorm1d(Affine, nn.BatchNorm1d):
+    """:class:`Affine` of a ``torch.nn.BatchNorm1d``."""
+
+
+class AffineNorm2d(Affine, nn.BatchNorm2d):
+    """:class:`Affine` of a ``torch.nn.BatchNorm2d``."""
+
+
+class WeightOnlyLayer(PackedLayer):
+    """A layer whose weight alone is quantized, on a grid without an offset and with a zero: the engine unpacks it as it multiplies.
+
+    The input is float32, bfloat16 or float16 and so is the output; products are summed in float32. Buffers: ``bias`` or None.
+    """
+
+    bias: torch.Tensor | None
+    buffer_names = ("bias", *CodedLayer.buffer_names)
+
+
+class WeightOnlyLinear(WeightOnlyLayer):
+    """``torch.nn.Linear`` with a packed weight ``(O, K)``, per tensor, output channel or group."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return int_linear(input.detach(), self.weight, bias=self.bias)
+
+
+class WeightOnlyConv(Windows, WeightOnlyLayer):
+    """``torch.nn.Conv1d`` or ``Conv2d`` (``dims`` 1 or 2) with a packed weight ``(O, C/groups, kh, kw)``, kh 1 for Conv1d.
+
+    The other arguments: :class:`Windows`.
+    """
+
+    def __init__(
+        self, weight: PackedWeight, tensors: dict[str, torch.Tensor | None], inputs: Codes | None, dims: int, stride: Any,
+        padding: Any, dilation: Any, groups: int, padding_mode: str = "zeros", magnitude: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(weight, tensors, inputs, magnitude)
+        self._set_windows(dims, stride, padding, dilation, groups, padding_mode)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        x = input.detach()
+        return self.shaped(self.convolve(self.copied(x), self.weight, bias=self.bias), form_of(x))
 
 
 class LookupLayer(CodedLayer):

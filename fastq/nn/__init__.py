@@ -1,6 +1,7 @@
 """Modules: the quantizer with its state, and layers that have one on their input and one on their weight."""
 
 from .base import Grid, Quantizer
+from .batch_norm import BatchNorm1d, BatchNorm2d
 from .channel_error import ChannelError
 from .direct import DIRECT, DirectConv1d, DirectConv2d, DirectLinear, DirectOptimizer, DirectWeight, open_deltas
 from .dsq import DSQ
@@ -22,6 +23,8 @@ __all__ = [
     "PACT",
     "QIL",
     "QUANTIZED",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "ChannelError",
     "DirectConv1d",
     "DirectConv2d",

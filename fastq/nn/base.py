@@ -92,6 +92,8 @@ class Quantizer(nn.Module):
 
     bits: Any
     enabled: bool = True
+    #: Whether what it gives in training lies on its grid: noise does not.
+    on_grid: bool = True
     #: Whether the first batch has been (or none is needed), as Python knows it: a GPU's buffer would have to be waited for.
     _initialized: bool = True
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..granularity import compute_dtype, normalize_axis
+from ..granularity import compute_dtype, divided, normalize_axis
 from ..ops import ewgs
 from ..ops.ewgs import check, check_boundary, check_delta
 from ..ranges import check_eps, level_count
@@ -138,7 +138,7 @@ class EWGS(FirstBatch):
         scale = self.lower.new_ones(1) if self.scale is None else self.scale.detach().abs()
         lower = self.lower.detach()
         interval = (lower, effective_step(self.upper.detach() - lower, self.eps))
-        return Grid(low, low + levels, scale / levels, odd=self.weight, interval=interval)
+        return Grid(low, low + levels, divided(scale, levels), odd=self.weight, interval=interval)
 
     def extra_repr(self) -> str:
         return (

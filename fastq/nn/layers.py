@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .base import Quantizer
+from .integer import check_forward, conv_in_integers, in_integers, linear_in_integers
 from .weights import quantized_together
 
 __all__ = ["QUANTIZED", "QuantConv1d", "QuantConv2d", "QuantLinear"]
@@ -47,26 +48,33 @@ def taken_over(cls: Any, module: Any) -> Any:
 
 
 class _Quantized:
-    """What the three layers share. A quantizer that is None, or not enabled, leaves its tensor in
-    floating point."""
+    """What the three layers share. A quantizer that is None, or not enabled, leaves its tensor in floating point.
+
+    ``forward="fake"`` multiplies the numbers that the quantizers give, ``"integer"`` their codes (:mod:`fastq.nn.integer`), with
+    the very result that the layer gives once it is converted. Where a quantizer is not enabled, or trains in full precision, both
+    do the first.
+    """
 
     _float: type[nn.Module]  # the layer that this is the quantized form of
     weight: torch.Tensor
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
+    forward_kind: str = "fake"
 
     def __init__(
-        self, *args: Any, weight_quantizer: Quantizer | None = None, input_quantizer: Quantizer | None = None, **keywords: Any
-    ) -> None:
+        self, *args: Any, weight_quantizer: Quantizer | None = None, input_quantizer: Quantizer | None = None,
+        forward: str = "fake", **keywords: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **keywords)  # of the torch layer, the next base
-        self._set_quantizers(weight_quantizer, input_quantizer)
+        self._set_quantizers(weight_quantizer, input_quantizer, forward)
 
-    def _set_quantizers(self, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None) -> None:
+    def _set_quantizers(self, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None, forward: str) -> None:
         for name, quantizer in (("weight_quantizer", weight_quantizer), ("input_quantizer", input_quantizer)):
             if not isinstance(quantizer, Quantizer | None):
                 kind, layer = type(quantizer).__name__, type(self).__name__
                 raise TypeError(f"{layer}: {name} must be a fastq.nn.Quantizer or None, got {kind}")
-        self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        check_forward(type(self).__name__, forward, weight_quantizer, input_quantizer)
+        self.weight_quantizer, self.input_quantizer, self.forward_kind = weight_quantizer, input_quantizer, forward
         for quantizer in (weight_quantizer, input_quantizer):
             if quantizer is not None:
                 quantizer.to(self.weight.device)
@@ -83,15 +91,21 @@ class _Quantized:
         return x, quantizer(self.weight) if weight is None else weight
 
     @classmethod
-    def from_float(cls, module: Any, *, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None) -> Self:
+    def from_float(
+        cls, module: Any, *, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None, forward: str = "fake"
+    ) -> Self:
         """The quantized form of ``module``, with its very parameters, buffers, hooks, attributes and mode; it stays as it was.
 
         Raises ``TypeError`` for another type, ``ValueError`` for a weight or bias that a hook computes, a forward that was
-        replaced on the instance, or a weight quantizer whose step does not fit.
+        replaced on the instance, a weight quantizer whose step does not fit, or quantizers that ``forward="integer"`` has no way
+        with.
         """
         new: Any = taken_over(cls, module)
-        new._set_quantizers(weight_quantizer, input_quantizer)
+        new._set_quantizers(weight_quantizer, input_quantizer, forward)
         return new.train(module.training)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", forward={self.forward_kind!r}" if self.forward_kind != "fake" else "")  # type: ignore[misc]
 
 
 class _QuantizedConv(_Quantized):
@@ -99,6 +113,8 @@ class _QuantizedConv(_Quantized):
     _conv_forward: Any
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.forward_kind == "integer" and in_integers(self):
+            return conv_in_integers(self, input, quantized_together(self))
         x, weight = self._quantized(input)
         return self._conv_forward(x, weight, self.bias)
 
@@ -106,12 +122,15 @@ class _QuantizedConv(_Quantized):
 class QuantLinear(_Quantized, nn.Linear):
     """``torch.nn.Linear`` of the quantized input and the quantized weight: ``y = Q_x(x) Q_w(W)^T + b``.
 
-    Args: those of ``torch.nn.Linear``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.Quantizer` or None (float).
+    Args: those of ``torch.nn.Linear``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.Quantizer` or None (float);
+    ``forward``: ``"fake"`` or ``"integer"`` (:mod:`fastq.nn.integer`).
     """
 
     _float = nn.Linear
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.forward_kind == "integer" and in_integers(self):
+            return linear_in_integers(self, input, quantized_together(self))
         x, weight = self._quantized(input)
         return F.linear(x, weight, self.bias)
 
@@ -119,7 +138,8 @@ class QuantLinear(_Quantized, nn.Linear):
 class QuantConv1d(_QuantizedConv, nn.Conv1d):
     """``torch.nn.Conv1d`` of the quantized input and the quantized weight, padded after quantization.
 
-    Args: those of ``torch.nn.Conv1d``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.Quantizer` or None (float).
+    Args: those of ``torch.nn.Conv1d``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.Quantizer` or None (float);
+    ``forward``: ``"fake"`` or ``"integer"`` (:mod:`fastq.nn.integer`).
     """
 
     _float = nn.Conv1d
@@ -128,7 +148,8 @@ class QuantConv1d(_QuantizedConv, nn.Conv1d):
 class QuantConv2d(_QuantizedConv, nn.Conv2d):
     """``torch.nn.Conv2d`` of the quantized input and the quantized weight, padded after quantization.
 
-    Args: those of ``torch.nn.Conv2d``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.Quantizer` or None (float).
+    Args: those of ``torch.nn.Conv2d``, and ``weight_quantizer``, ``input_quantizer``: :class:`fastq.nn.Quantizer` or None (float);
+    ``forward``: ``"fake"`` or ``"integer"`` (:mod:`fastq.nn.integer`).
     """
 
     _float = nn.Conv2d

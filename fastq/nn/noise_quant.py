@@ -40,6 +40,7 @@ class NoiseQuant(LSQ):
         initialized, is_signed: buffers, as in :class:`fastq.nn.LSQ`.
     """
 
+    on_grid = False
     seed: torch.Tensor
 
     def __init__(

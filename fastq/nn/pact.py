@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..granularity import normalize_axis
+from ..granularity import divided, normalize_axis
 from ..ops import pact
 from ..ops.pact import check
 from ..ranges import check_eps, check_flags, level_count
@@ -97,7 +97,7 @@ class PACT(FirstBatch):
         self._require_first_batch("grid")
         levels = level_count("PACT", self.bits)
         low = -(2 ** (self.bits - 1)) if self.two_sided else 0
-        return Grid(low, low + levels, self.effective_alpha() / levels, odd=self.two_sided)
+        return Grid(low, low + levels, divided(self.effective_alpha(), levels), odd=self.two_sided)
 
     def effective_alpha(self) -> torch.Tensor:
         """``max(|alpha|, eps)``: the clip that the kernels use."""

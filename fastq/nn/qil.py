@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..granularity import compute_dtype
+from ..granularity import compute_dtype, divided
 from ..ops import qil
 from ..ranges import check_eps, level_count
 from ..reference.qil import effective_interval
@@ -131,7 +131,7 @@ class QIL(FirstBatch):
         """``y = |scale|/L * k``: ``k`` from 0, for both signs from -L, to L. Raises ``RuntimeError`` before the first batch."""
         self._require_first_batch("grid")
         levels = level_count("QIL", self.bits, signed=self._signed)
-        step = (self.width.new_ones(1) if self.scale is None else self.scale.detach().abs()) / levels
+        step = divided(self.width.new_ones(1) if self.scale is None else self.scale.detach().abs(), levels)
         interval = effective_interval(self.center.detach(), self.width.detach(), self._signed, self.eps)
         low = -levels if self._signed else 0
         return Grid(low, levels, step, interval=interval, magnitude=self._signed, formula=self.gamma is None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..granularity import check_input, compute_dtype
+from ..granularity import check_input, compute_dtype, divided
 from ..ops import sat_weight
 from ..ops.sat import check_options, forward_with_scale, resolve
 from ..reference.sat import levels
@@ -57,7 +57,7 @@ class SATWeight(Quantizer):
         w = w.detach().to(compute_dtype(w))
         arguments = resolve(w, self.bits, self.scheme, self.rescale, self.grad_through_max, self.n_out)
         y, scale, _, _ = forward_with_scale(w, *arguments[:4])
-        step = (scale[1] / levels(self.bits, arguments[1])).to(w.dtype).reshape(1)
+        step = divided(scale[1], levels(self.bits, arguments[1])).to(w.dtype).reshape(1)
         return y, step, torch.where(step == 0, 0.0, y / step).round()
 
     @torch.no_grad()

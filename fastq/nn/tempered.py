@@ -53,6 +53,7 @@ class Tempered(LSQ):
         initialized, is_signed: buffers, as in :class:`fastq.nn.LSQ`.
     """
 
+    on_grid = False
     a: nn.Parameter
     seed: torch.Tensor
     decay: torch.Tensor

@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..nn import DIRECT, QUANTIZED, DirectWeight, Quantizer
+from ..nn.batch_norm import AFFINE
+from ..nn.integer import FORWARDS
 from ..nn.weights import group_weights as group
 from ..tables import table
 from .quantizers import activation_quantizer, weight_quantizer
@@ -84,8 +86,8 @@ def _normalized(model: nn.Module) -> set[nn.Module]:
     return found
 
 
-def _quantized(module: Any, r: LayerRecipe, normalized: bool) -> nn.Module:
-    """The quantized form of one layer."""
+def _quantized(module: Any, r: LayerRecipe, normalized: bool, forward: str) -> nn.Module:
+    """The quantized form of one layer. One whose weight or input stays in floating point has nothing to multiply in integers."""
     weight: Any = None
     source = None
     if r.weight_bits is not None:
@@ -95,19 +97,22 @@ def _quantized(module: Any, r: LayerRecipe, normalized: bool) -> nn.Module:
         how: dict[str, Any] = {"signed": r.signed_activations, "linear": isinstance(module, nn.Linear), "normalized": normalized}
         source = activation_quantizer(r.activation, r.activation_bits, r.activation_options, **how)
     if isinstance(weight, DirectWeight):
+        if forward == "integer":
+            raise ValueError("forward='integer' needs evenly spaced levels, and those of a DirectWeight are learned; use 'fake'")
         return DIRECT[type(module)].from_float(module, weight, source)
-    return QUANTIZED[type(module)].from_float(module, weight_quantizer=weight, input_quantizer=source)
+    forward = "fake" if weight is None or source is None else forward
+    return QUANTIZED[type(module)].from_float(module, weight_quantizer=weight, input_quantizer=source, forward=forward)
 
 
-def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> Preparation:
+def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True, forward: str = "fake") -> Preparation:
     """Replace the Linear, Conv1d and Conv2d layers of ``model`` in place by their quantized forms.
 
     The layers keep their parameters, so that an optimizer made before goes on working; add the new ones (the steps) to it. The
     model stays an ordinary ``nn.Module``: ``deepcopy``, ``pickle``, ``state_dict``, ``.to()``, DDP. Weight steps are set at
-    once, on each process for itself; activation steps by the first batch, the same on every rank of a process group. First and
-    last are those of the layers that get quantized, in the order of ``model.named_modules()``. What users attached to a layer
-    (hooks, buffers, attributes) stays on it; where an error is raised, nothing has changed. Transformer encoder layers lose
-    torch's fused inference path, which would pass the quantizers by.
+    once, on each process for itself; activation steps by the first batch, the same on every rank of a process group (run it before
+    ``torch.compile(fullgraph=True)``). First and last are those of the layers that get quantized, in the order of
+    ``model.named_modules()``. What users attached to a layer (hooks, buffers, attributes) stays on it; where an error is raised,
+    nothing has changed. Transformer encoder layers lose torch's fused inference path, which would pass the quantizers by.
 
     Args:
         model: any module. Layers shared between several places are replaced once and stay shared. Only the three types
@@ -115,6 +120,10 @@ def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> 
         recipe: such as ``fastq.recipes.lsq(weight_bits=4, activation_bits=4)``.
         group_weights: quantize all weights in one call for each forward pass of the model (:mod:`fastq.nn.weights` tells when), by
             two hooks on it. The gradients of the quantized weights are then held until all are there: once the weights' size.
+        forward: ``"fake"``: layers multiply the numbers that quantizers give; ``"integer"``: their codes, in the integer engine, so
+            that what is trained is bit for bit what ``fastq.convert`` makes of it (:mod:`fastq.nn.integer`; in half precision, of
+            ``convert(fuse=False)``). Batch norms become :class:`fastq.nn.BatchNorm1d` and ``2d``, for the same reason. A layer
+            whose input or weight the recipe leaves in floating point has no codes to multiply: the table says "fake" of it.
 
     Returns:
         What was done to each layer; print it. ``.model`` is the model.
@@ -122,7 +131,8 @@ def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> 
     Raises:
         TypeError: not a module, or not a recipe.
         ValueError: nothing to quantize, already prepared, uninitialised lazy layers, a weight that a hook computes, a forward
-            replaced on a layer itself, or a pattern of ``overrides`` or ``skip`` that matches no layer (it is named).
+            replaced on a layer itself, or a pattern of ``overrides`` or ``skip`` that matches no layer (it is named); an unknown
+            ``forward``, or a quantizer that has no integer one (noise, learned levels).
 
     Example:
         >>> print(fastq.prepare(model, fastq.recipes.lsq(weight_bits=4, activation_bits=4)))
@@ -131,6 +141,8 @@ def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> 
         raise TypeError(f"prepare: model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(recipe, Recipe):
         raise TypeError(f"prepare: recipe must be a fastq.recipes.Recipe such as fastq.recipes.lsq(), got {type(recipe).__name__}")
+    if forward not in FORWARDS:
+        raise ValueError(f"prepare: forward must be 'fake' or 'integer', got {forward!r}")
     module: nn.Module
     layer_types: tuple[type[nn.Module], ...] = tuple(QUANTIZED)
     for name, module in model.named_modules():
@@ -172,10 +184,19 @@ def prepare(model: nn.Module, recipe: Recipe, *, group_weights: bool = True) -> 
             for pattern, values in recipe.overrides.items():
                 if _matches(pattern, names[module], module):
                     layer_recipe, note = layer_recipe.changed(values), f"override {pattern!r}"
-            new[module] = _quantized(module, layer_recipe, module in normalized)
+            new[module] = _quantized(module, layer_recipe, module in normalized, forward)
         except ValueError as error:
             raise ValueError(f"prepare: layer {name!r}: {error}") from None
+        if forward == "integer":
+            note = f"{note}{', ' if note else ''}{new[module].forward_kind}"
         layers.append(Layer(name, type(module).__name__, layer_recipe, note))
+    if forward == "integer":
+        for name, module in model.named_modules():
+            if type(module) in AFFINE:
+                try:
+                    new[module] = AFFINE[type(module)].from_float(module)
+                except ValueError as error:
+                    raise ValueError(f"prepare: layer {name!r}: {error}") from None
     # a layer may hold layers; and not named_children(), which gives a module that has two names only once
     for parent in [*model.modules(), *new.values()]:
         for child_name, child in list(parent._modules.items()):

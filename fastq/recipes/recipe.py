@@ -36,6 +36,14 @@ def _number(what: str, value: Any, low: float, high: float, *, open_low: bool = 
         raise ValueError(f"recipe: {what} must be {bounds}, got {value!r}")
 
 
+def _bits_range(what: str, bits: Any, signed: bool) -> None:
+    """Refuse bits that no quantizer has, and say what a layer without one is asked for by."""
+    try:
+        integer_range(what, bits, signed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error}; None is full precision") from None
+
+
 def _width(bits: Any) -> Any:
     """A width as TOML has it (no None, no tuples), or as Python has."""
     return None if bits == FLOAT else tuple(bits) if isinstance(bits, list) else bits
@@ -117,11 +125,11 @@ class LayerRecipe:
     def _build(self) -> None:
         """The quantizers themselves know best what they take: make one of each, and throw it away."""
         if self.weight_bits is not None:
-            integer_range("recipe: weight_bits", self.weight_bits, WEIGHTS[self.weight].module.__name__ not in UNSIGNED)
+            _bits_range("recipe: weight_bits", self.weight_bits, WEIGHTS[self.weight].module.__name__ not in UNSIGNED)
             self._try("weight", lambda: weight_quantizer(self.weight, self.weight_bits, _seeded(self.weight, self.weight_options)))
         if self.activation_bits is not None:
             signed = self.signed_activations
-            integer_range("recipe: activation_bits", self.activation_bits, bool(signed) and self.activation != "pact")
+            _bits_range("recipe: activation_bits", self.activation_bits, bool(signed) and self.activation != "pact")
             self._try(
                 "activation",
                 lambda: activation_quantizer(

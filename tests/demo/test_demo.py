@@ -11,6 +11,8 @@ import time
 import pytest
 from device import DEVICE
 
+from fastq.demo import Digits, prepared, recipe_for
+
 
 def demo(*options):
     command = [sys.executable, "-m", "fastq", "demo", *map(str, options)]
@@ -26,9 +28,10 @@ def test_quick_run(tmp_path):
         row = result["networks"][name]
         assert row["differing predictions"] == 0
         assert row["accuracy"] == row["integer accuracy"]
+        assert row["flips"] == 0 and row["codes"] > 10**6 and row["largest logit difference"] == 0  # to the last bit
         assert row["bytes"] < result["networks"]["full precision"]["bytes"] / 3
     assert "differing" in done.stdout and "fastq" in done.stdout
-    assert all(isinstance(result["step_ms"][name], float) for name in ("none (fp32)", "eager", "fastq"))
+    assert all(isinstance(result["step_ms"][name], float) for name in ("none (fp32)", "eager", "fastq", "fastq, integers"))
     again = demo("--quick", "--device", DEVICE, "--output", tmp_path / "again")
     repeated = json.loads((tmp_path / "again" / "demo.json").read_text())
     assert again.returncode == 0 and [repeated[k] for k in ("networks", "curves")] == [result[k] for k in ("networks", "curves")]
@@ -79,7 +82,15 @@ def test_another_recipe(tmp_path):
     result = json.loads((tmp_path / "out" / "demo.json").read_text())
     assert result["recipe"] == "sat" and "recipe sat" in done.stdout
     assert [result["networks"][name]["differing predictions"] for name in ("W4A4", "W2A2")] == [0, 0]
+    assert [result["networks"][name]["flips"] for name in ("W4A4", "W2A2")] == [0, 0]
     assert "In floating point: stem; the recipe leaves the input as it comes." in done.stdout
+
+
+def test_a_recipe_without_an_integer_forward_pass_is_trained_in_the_fake_one():
+    model, forward, why = prepared(Digits(), recipe_for("noise_tempering", 4), "integer")
+    assert forward == "fake" and "adds noise in training" in why and model.stem.forward_kind == "fake"
+    model, forward, why = prepared(Digits(), recipe_for("lsq", 4), "integer")
+    assert (forward, why) == ("integer", "") and model.stem.forward_kind == "integer"
 
 
 def test_an_unknown_recipe_is_told_its_nearest(tmp_path):

@@ -139,6 +139,18 @@ def test_linear_per_group(offset):
     check(shifted(prepared(nn.Linear(32, 7), 4, 8, False, offset, False, group=8), x), x)
 
 
+@pytest.mark.parametrize("range_", [(0, 1), (-1, 1), (-3, 4), (0, 15), (-1, 14), (-20, 5), (0, 255), (-1, 254), (-128, 127)])
+def test_any_range_of_weights(range_):
+    layer = QuantLinear.from_float(nn.Linear(20, 5), weight_quantizer=LSQ(range_), input_quantizer=LSQ(8, signed=False))
+    layer.weight.data.add_(0.1)
+    layer(x := torch.randn(7, 20))
+    layer.weight_quantizer.step.data.fill_(0.4 / (range_[1] - range_[0]))
+    converted = check(layer, x)
+    width = (range_[1] - range_[0]).bit_length()
+    assert converted.weight.bits == next(bits for bits in (2, 3, 4, 8) if bits >= width)
+    assert converted.weight.unpack().unique().numel() == layer.weight_quantizer.codes(layer.weight).unique().numel() > 1
+
+
 def test_network_with_batch_norm_stays_what_it_was():
     torch.manual_seed(0)
     conv = prepared(nn.Conv2d(3, 8, 3, padding=1), 4, 8, True, False, True)
@@ -250,6 +262,10 @@ def spoilt():
     [
         (ValueError, "its weight holds NaN", spoilt),
         (TypeError, "must be a torch.nn.Module, got int", lambda: 3),
+        (
+            ValueError, "convert: model is a converted network already; give the one that was trained",
+            lambda: convert(ready(nn.Linear(4, 2), weight_quantizer=LSQ(4), input_quantizer=LSQ(4))),
+        ),
         (ValueError, "no layer with a weight and an input quantizer", lambda: nn.Sequential(nn.Linear(3, 3))),
         (
             ValueError, "convert: layer 1: its weight quantizer is not enabled, as in a phase of full precision",

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 import struct
 
 import pytest
@@ -14,7 +15,7 @@ from quantizers import INPUTS, WEIGHTS, WHOLE, trained
 from torch import nn
 
 import fastq
-from fastq.deploy import LookupLayer, compare, convert, load, save
+from fastq.deploy import LookupLayer, WeightOnlyLayer, compare, convert, load, save
 from fastq.nn import LSQ, PACT, QUANTIZED, DirectConv1d, DirectConv2d, DirectLinear, DirectWeight, SATWeight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -242,18 +243,53 @@ def test_look_up_gives_the_same_bits(source, kind, tmp_path):
     assert torch.equal(stored(converted, layer, tmp_path / "layer")(x), y)
 
 
-@pytest.mark.parametrize("kind", ["linear", "padded", "conv1d"])
+@torch.no_grad()
+def agrees(converted, layer, x):
+    """The engine rounds the weight once to fp32, as LSQ does (QIL by 4 ulp), and the output; sums differ in their order."""
+    y, fake = converted(x), layer(x)
+    w = layer.weight_quantizer(layer.weight).double()
+    magnitude = product(layer, x.double().abs(), w.abs(), None if layer.bias is None else layer.bias.double().abs())
+    terms = layer.weight[0].numel() + 8
+    # in bf16 the fake-quantized weight is rounded to 8 bits, and so are both outputs and, in torch's conv1d, parts of the sums
+    error = 2**-6 if x.dtype == torch.bfloat16 else terms * EPSILON
+    assert y.dtype == x.dtype and y.shape == fake.shape
+    assert ((y.double() - fake.double()).abs() <= error * magnitude).all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "padded", "reflected", "conv1d"])
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_a_layer_whose_weight_alone_is_quantized_is_looked_up(weight, kind, tmp_path):
+def test_a_layer_whose_weight_alone_is_quantized_is_packed_or_looked_up(weight, kind, tmp_path):
     """It may be loaded into the float network then: SAT's weights have no state by which a missing quantizer would show."""
     for bits, dtype in zip(BITS, (torch.float32, torch.float64, torch.float32, torch.bfloat16), strict=True):
         layer, x = pair(kind, weight, "lsq", bits)
         plain = LAYERS[kind][0]().to(dtype)
         layer.input_quantizer, layer, x = None, layer.to(dtype), x.to(dtype)
-        converted = convert(layer)
-        assert isinstance(converted, LookupLayer) and torch.equal(converted(x), layer(x))
+        converted, grid = convert(layer), layer.weight_quantizer.grid(layer.weight)
+        if grid.odd or grid.offset is not None or dtype == torch.float64:
+            assert isinstance(converted, LookupLayer) and torch.equal(converted(x), layer(x))
+        else:
+            assert isinstance(converted, WeightOnlyLayer)
+            assert torch.equal(converted.codes.flatten().int(), layer.weight_quantizer.codes(layer.weight).flatten())
+            agrees(converted, layer, x)
         for architecture in (layer, plain):
             assert torch.equal(stored(converted, architecture, tmp_path / "layer")(x), converted(x))
+
+
+def test_a_weight_alone_per_group_is_packed_in_groups_of_16(tmp_path):
+    weight = LSQ(4, group_size=16, shape=(6, 3))
+    layer = QUANTIZED[nn.Linear].from_float(nn.Linear(48, 6), weight_quantizer=weight, input_quantizer=None).eval()
+    converted = convert(layer)
+    assert isinstance(converted, WeightOnlyLayer) and converted.weight.group_size == 16
+    agrees(converted, layer, x := drawn((5, 48)))
+    assert torch.equal(stored(converted, layer, tmp_path / "layer")(x), converted(x))
+
+
+def test_integers_per_group_of_16_are_one_product():
+    weight = LSQ(4, group_size=16, shape=(6, 3))
+    layer = QUANTIZED[nn.Linear].from_float(nn.Linear(48, 6), weight_quantizer=weight, input_quantizer=LSQ(8, signed=False))
+    trained(layer.input_quantizer, x := drawn((5, 48)))
+    converted = check(layer.eval(), x)
+    assert converted.plain and converted.weight.group_size == 16
 
 
 def test_a_weight_alone_per_group_stays_as_it_is():
@@ -263,7 +299,7 @@ def test_a_weight_alone_per_group_stays_as_it_is():
     assert type(integer[0]) is type(layer) and torch.equal(integer[0](x), layer(x))
 
 
-def forged(data, change):
+def forged(data, change, change_tensors=lambda tensors: None):
     """The file with ``change(header)`` done to its header, and a checksum that fits."""
     (size,) = struct.unpack("<Q", data[:8])
     top = json.loads(data[8 : 8 + size])
@@ -271,6 +307,7 @@ def forged(data, change):
     change(header)
     header["checksum"] = "0" * 64
     tensors = safetensors.torch.load(data)
+    change_tensors(tensors)
     text = json.dumps(header, separators=(",", ":"))
     data = safetensors.torch.save(tensors, {"fastq": text})
     return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)
@@ -296,6 +333,43 @@ def test_a_header_that_does_not_fit_its_tensors(message, change, tmp_path):
         load(forged(data, lambda header: header["layers"][""].update(change)), layer)
     with pytest.raises(fastq.deploy.FormatError, match="input_step goes with the input's codes"):
         load(forged(data, lambda header: header["layers"][""].pop("qmin")), layer)
+
+
+@pytest.mark.parametrize(
+    ("message", "change", "tensors"),
+    [
+        ("36 bytes of codes for the shape (6, 12) in 2 bits", {"bits": 2}, {}),
+        ("36 bytes of codes for the shape (6, 13) in 4 bits", {"shape": [6, 13]}, {}),
+        ("a weight of shape (-6, 12) in 4 bits", {"shape": [-6, 12]}, {}),
+        ("a weight of shape () in 4 bits", {"shape": []}, {}),
+        ("a weight of shape (6, 12) in 5 bits", {"bits": 5}, {}),
+        ("groups of 7 for the shape (6, 12)", {"weight_groups": 7}, {}),
+        ("a scale of torch.float32 (6,) for the shape (6, 12)", {"weight_groups": 16}, {}),
+        ("groups of 16 for a weight of", {"group_size": 16}, {}),
+        ("for a layer of the kind 'conv'", {"kind": "conv"}, {}),
+        ("codes in the range (7, 7)", {"weight_range": [7, 7]}, {}),
+        ("or one that is not finite", {}, {"weight_scale": torch.full((6,), torch.inf)}),
+        ("a scale of torch.float64", {}, {"weight_scale": torch.ones(6, dtype=torch.float64)}),
+        ("a zero-point of torch.int32 (6,)", {}, {"weight_zero": torch.full((6,), 8, dtype=torch.int32)}),
+        ("bytes of codes for the shape", {}, {"weight": torch.zeros(6, 5, dtype=torch.uint8)}),
+        ("a weight of shape", {}, {"weight": None}),
+    ],
+)
+def test_a_file_that_lies_about_a_packed_weight(message, change, tensors, tmp_path):
+    grain = {"axis": 0, "shape": (6,)}
+    layer = QUANTIZED[nn.Linear].from_float(nn.Linear(12, 6), weight_quantizer=LSQ(4, **grain), input_quantizer=LSQ(4))
+    layer(drawn((3, 12)))
+    save(convert(layer), tmp_path / "layer")
+
+    def lie(stored):
+        for name, t in tensors.items():
+            stored.pop(name, None)
+            if t is not None:
+                stored[name] = t.cpu()
+
+    data = forged((tmp_path / "layer").read_bytes(), lambda header: header["layers"][""].update(change), lie)
+    with pytest.raises(fastq.deploy.FormatError, match=f"does not fit the model: .*{re.escape(message)}"):
+        load(data, layer)
 
 
 def test_look_up_packs_its_codes_and_shows_nan(tmp_path):
@@ -331,5 +405,5 @@ def test_a_quantizer_that_is_not_enabled_leaves_its_layer_in_floating_point():
     net[3].input_quantizer.set_bits(None)
     net[0].weight_quantizer.set_bits(None)
     integer, x = convert(net), drawn((4, 1, 6, 6))
-    assert type(integer[0]) is type(net[0]) and isinstance(integer[3], LookupLayer) and integer[3].inputs is None
+    assert type(integer[0]) is type(net[0]) and isinstance(integer[3], WeightOnlyLayer)
     torch.testing.assert_close(integer(x), net.eval()(x), rtol=1e-4, atol=1e-4)  # fp32 sums of terms of order 1

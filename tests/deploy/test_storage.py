@@ -126,8 +126,8 @@ def test_foreign_and_other_versions(saved, tmp_path):
     for data in (b"PK\3\4" * 40, (tmp_path / "torch.pt").read_bytes(), safetensors.torch.save({"a": torch.ones(3)})):
         with pytest.raises(FormatError, match=r"no fastq network|no safetensors file"):
             load(data, float_model())
-    newer = saved[1].replace(rb"\"version\":2", rb"\"version\":3", 1)
-    with pytest.raises(FormatError, match="format version 3; this fastq reads versions 1 and 2"):
+    newer = saved[1].replace(rb"\"version\":3", rb"\"version\":4", 1)
+    with pytest.raises(FormatError, match="format version 4; this fastq reads versions 1 and 2 and 3"):
         load(newer, float_model())
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "absent", float_model())
@@ -150,6 +150,8 @@ def test_a_model_that_does_not_fit(saved):
         load(saved[1], nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="no integer layer"):
         save(float_model(), "never-written")
+    with pytest.raises(TypeError, match=r"save: model must be a torch.nn.Module, a result of fastq.convert, got str"):
+        save("network", "never-written")
 
 
 def test_compare_counts(saved):
@@ -167,6 +169,18 @@ def test_compare_counts(saved):
     changed = compare(model, network, X)
     assert changed.layers[1].flips > 0 and changed.layers[1].largest_accumulator_difference > 0
     assert changed.largest_logit_difference > 1e-3
+
+
+def test_compare_names_what_it_cannot_compare():
+    model = quantized()
+    network = convert(model)
+    for given, message in (
+        (("model", network, X), "model must be a torch.nn.Module, got str"),
+        ((model, X, X), "converted must be a torch.nn.Module, got Tensor"),
+        ((model, network, [X]), "x must be a tensor, the networks' input, got list"),
+    ):
+        with pytest.raises(TypeError, match=f"compare: {message}"):
+            compare(*given)
 
 
 class ByKeyword(nn.Module):

@@ -72,7 +72,7 @@ WRONG = [
     ({"weight_bits": 1}, ValueError, "recipe: weight_bits: the range .* has no positive code.*1 bit"),
     ({"weight_bits": "4"}, TypeError, "recipe: weight_bits: bits must be an int from 1 to 8.*got '4'"),
     ({"weight_bits": (4, 4)}, ValueError, "recipe: weight_bits: .*needs qmin < qmax"),
-    ({"activation_bits": 16}, ValueError, "recipe: activation_bits: bits must be from 1 to 8 .*got 16"),
+    ({"activation_bits": 16}, ValueError, "recipe: activation_bits: bits must be from 1 to 8 .*got 16; None is full precision"),
     ({"activation_bits": 4.0}, TypeError, "recipe: activation_bits: bits must be an int from 1 to 8.*got 4.0"),
     ({"activation_bits": True}, TypeError, "recipe: activation_bits: bits must be an int from 1 to 8.*got True"),
     ({"activation_bits": 1, "signed_activations": True}, ValueError, "recipe: activation_bits: .*1 bit must be signed=False"),
