@@ -1,6 +1,6 @@
 """``make gpu``: everything that needs a GPU, on a machine with one and no network, in parts that can be resumed.
 
-    python -m benchmarks.gpu [environment|build|test|sanitize|bench]...    (default: all, in this order)
+    python -m benchmarks.gpu [environment|build|test|sanitize|bench|integer|training]...    (default: all, in this order)
 
 A stage runs its parts one after another and writes ``results/gpu/STAGE.json`` after each. A part that has passed on these
 sources is not run again, so after a time limit (``--limit``, 9.5 minutes) the same command continues; it exits
@@ -10,9 +10,12 @@ their schema.
 
 environment   GPU, driver, compilers, packages
 build         the native libraries, for this GPU
-test          each file of tests/ on each of the two backends, tensors on the GPU (FASTQ_BACKEND, FASTQ_TEST_DEVICE)
+test          each file of tests/ on each of the two backends, tensors on the GPU (FASTQ_BACKEND, FASTQ_TEST_DEVICE); integer
+              products where CUDA comes first by whichever kernel the table chooses
 sanitize      compute-sanitizer's four tools on benchmarks/sanitize.py, per backend
 bench         the registry, one part per family of cases
+integer       the products of the integer engine, by kinds and networks
+training      a step in full precision, with fake quantizers and in integers, by networks
 
 Needs the standard library, torch, triton and numpy; tests need pytest and what they import. ``--wheels FOLDER`` installs wheels
 that were carried along into ``build/gpu-site``.
@@ -39,10 +42,15 @@ from . import results
 BACKENDS = ("cuda", "triton")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FAMILIES = ("weight", "activation", "resnet50", "size")
-STAGES = ("environment", "build", "test", "sanitize", "bench")
+STAGES = ("environment", "build", "test", "sanitize", "bench", "integer", "training")
+SPEEDS = ("copy_bytes_per_s", "matmul_per_s")
+#: Stages whose parts give rows, with the kind of their result.
+MEASURED = {"bench": "benchmark", "integer": "integer", "training": "training"}
 #: Tests of the build, of this harness and of the other tests, those that choose a backend themselves and need no GPU, and those
 #: against other libraries, which convert to CPU integer layers.
 LEFT_OUT = ("benchmarks", "build", "compare", "compat", "contributing", "cuda", "mutants", "native", "testing", "triton")
+#: How files of other folders are named that are about CPUs.
+FOR_CPUS = "test_cpu"
 #: What the dry run takes: a few tests of one file that obey FASTQ_BACKEND and are quick in Triton's interpreter.
 DRY_TESTS = ("tests/ops/test_lsq.py", "-k", "accumulation or hooks or checkpointing or one_step")
 UNFINISHED = 75  # EX_TEMPFAIL: run the same command again
@@ -74,11 +82,18 @@ class Setting:
             return {"FASTQ_BACKEND": name, "FASTQ_TEST_DEVICE": "cuda"}
         return {"FASTQ_BACKEND": "cpu"} if name == "cuda" else {"FASTQ_BACKEND": "triton", "TRITON_INTERPRET": "1"}
 
+    def tests(self, name: str) -> dict[str, str]:
+        """That of tests. CUDA is what a GPU's tensors get first; by name it would be asked for every integer product too, and it
+        has those of few rows: the others are Triton's."""
+        found = self.backend(name)
+        return found if self.dry or name != "cuda" else {**found, "FASTQ_BACKEND": ""}
+
 
 def test_files() -> list[str]:
     """The test files that run on a GPU, one part each: a part that is stopped loses no more than a file."""
     found = (path.relative_to(results.ROOT) for path in (results.ROOT / "tests").glob("*/test_*.py"))
-    return sorted(path.as_posix() for path in found if path.parts[1] not in LEFT_OUT)
+    kept = (path for path in found if path.parts[1] not in LEFT_OUT and not path.stem.startswith(FOR_CPUS))
+    return sorted(path.as_posix() for path in kept)
 
 
 def capability() -> str | None:
@@ -114,9 +129,7 @@ def parts(stage: str, setting: Setting) -> list[Part]:
         pytest = [python, "-m", "pytest", "-q", "-m", "not cuda_compile"]
         if setting.dry:
             return [Part(f"{backend} {DRY_TESTS[0]}", [*pytest, *DRY_TESTS], setting.backend(backend)) for backend in BACKENDS]
-        return [
-            Part(f"{backend} {name}", [*pytest, name], setting.backend(backend)) for backend in BACKENDS for name in test_files()
-        ]
+        return [Part(f"{backend} {name}", [*pytest, name], setting.tests(backend)) for backend in BACKENDS for name in test_files()]
     if stage == "sanitize":
         found = []
         for backend in BACKENDS:
@@ -141,9 +154,41 @@ def parts(stage: str, setting: Setting) -> list[Part]:
         for family, chosen in work:
             name = f"bench-{family}"
             text = [] if setting.dry else chosen
-            out = [python, "-m", "benchmarks", *options, *text, "--plain", "--name", name, "--out", str(setting.folder / "parts")]
+            out = [
+                python,
+                "-m",
+                "benchmarks",
+                "--suite",
+                "quantizers",
+                *options,
+                *text,
+                "--plain",
+                "--name",
+                name,
+                "--out",
+                str(setting.folder / "parts"),
+            ]
             found.append(Part(family, out, {"TRITON_INTERPRET": "1"} if setting.dry else {}))
         return found[:1] if setting.dry else found
+    if stage == "integer":
+        from .products import KINDS, LARGE
+
+        options = ["--quick", "--device", "cpu", "--rotate"] if setting.dry else ["--device", "cuda"]
+        there = {"TRITON_INTERPRET": "1"} if setting.dry else {}
+        command = [python, "-m", "benchmarks", "--suite", "integer", *options, "--out", str(setting.folder / "parts")]
+        # The large square, which the goals are about, and the others apart: a part that is stopped loses no more than it has to.
+        work = [(f"{kind} {LARGE.name}", ["--method", kind, "--filter", LARGE.name]) for kind in KINDS if not KINDS[kind].conv]
+        work += [(f"{kind} Llama-8B", ["--method", kind, "--filter", "4096"]) for kind in KINDS if not KINDS[kind].conv]
+        work += [(kind, ["--method", kind]) for kind in KINDS if KINDS[kind].conv]
+        if setting.dry:
+            work = [("every kind", [])]
+        return [Part(name, [*command, *chosen, "--name", f"integer-{name}"], there) for name, chosen in work]
+    if stage == "training":
+        from .training import NETWORKS
+
+        options = ["--quick", "--device", "cpu"] if setting.dry else ["--device", "cuda", "--compile"]
+        command = [python, "-m", "benchmarks.training", *options, "--out", str(setting.folder / "parts"), "--filter"]
+        return [Part(name, [*command, name]) for name in NETWORKS]
     raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
 
 
@@ -182,12 +227,11 @@ def run(part: Part, setting: Setting, seconds: float) -> dict[str, Any]:
 
 def earlier(stage: str, setting: Setting) -> dict[str, Any]:
     """The stage's result so far, its own environment replaced by today's; a new one if there is none or it is broken."""
-    kind = "benchmark" if stage == "bench" else stage
     more: dict[str, Any] = {"parts": []}
-    if stage == "bench":
+    if stage in MEASURED:
         more |= {"device": "cpu" if setting.dry else "cuda", "quick": setting.dry, "rows": []}
-        more |= {"copy_bytes_per_s": None, "load": 0.0}
-    result = results.new(kind, stage, setting.dry, **more)
+        more |= {**dict.fromkeys(SPEEDS), "load": 0.0, "packages": {}}
+    result = results.new(MEASURED.get(stage, stage), stage, setting.dry, **more)
     path = setting.folder / f"{stage}.json"
     if path.exists():
         try:
@@ -195,7 +239,7 @@ def earlier(stage: str, setting: Setting) -> dict[str, Any]:
         except results.BrokenResult as error:
             print(f"{error}; starting that stage anew")
         else:
-            result |= {key: before[key] for key in ("parts", "rows", "copy_bytes_per_s", "load") if key in before}
+            result |= {key: before[key] for key in ("parts", "rows", *SPEEDS, "load", "packages") if key in before}
     return result
 
 
@@ -215,6 +259,7 @@ def run_stage(stage: str, setting: Setting, limit: float, again: bool) -> int:
         left = end - time.monotonic()
         if left < min(20.0, ENOUGH * limit):
             break
+        shutil.rmtree(setting.folder / "parts", ignore_errors=True)  # of a run that was killed
         record = {**run(part, setting, left), "source": source}
         print(f"  {record['status']:<8} {record['seconds']:7.1f} s  {part.name}", flush=True)
         if record["status"] != "passed":
@@ -225,25 +270,27 @@ def run_stage(stage: str, setting: Setting, limit: float, again: bool) -> int:
             if record["status"] != "passed":
                 failed.append(part.name)
         result["parts"] = [p for p in result["parts"] if p["name"] != part.name] + [record]
-        if stage == "bench":
-            take_rows(result, setting, f"bench-{part.name}", source)
+        if stage in MEASURED:
+            take_rows(result, setting, source)
         results.write(result, setting.folder)
     if remain:
         print(f"  {remain} parts are left: run the same command again")
     return UNFINISHED if remain else 1 if failed else 0
 
 
-def take_rows(result: dict[str, Any], setting: Setting, name: str, source: str) -> None:
-    """Move the rows that a benchmark part wrote into the stage's result, in the place of earlier ones."""
-    path = setting.folder / "parts" / f"{name}.json"
-    if not path.exists():
+def take_rows(result: dict[str, Any], setting: Setting, source: str) -> None:
+    """Move the rows of the one file that a benchmark part wrote into the stage's result, in the place of earlier ones."""
+    path = next((setting.folder / "parts").glob("*.json"), None)
+    if path is None:
         return
     part = results.read(path)
-    new = {(row["method"], row["case"], row["provider"]) for row in part["rows"]}
-    kept = [row for row in result["rows"] if (row["method"], row["case"], row["provider"]) not in new]
+    new = {results.identity(row) for row in part["rows"]}
+    kept = [row for row in result["rows"] if results.identity(row) not in new]
     result["rows"] = kept + [{**row, "source": source} for row in part["rows"]]
     result["load"] = max(result["load"], part["load"])
-    result["copy_bytes_per_s"] = part["copy_bytes_per_s"] or result["copy_bytes_per_s"]
+    for speed in SPEEDS:
+        result[speed] = part.get(speed) or result.get(speed)
+    result["packages"] = {**result.get("packages", {}), **part.get("packages", {})}
     shutil.rmtree(setting.folder / "parts")
 
 

@@ -17,10 +17,10 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,6 +31,7 @@ from fastq.testing import same_bits
 from .registry import PASSES, PROVIDERS, Call, Case, Method, Provider, traffic
 from .results import DISTURBED, NO_SUCH_OP
 
+Times = TypeVar("Times")
 Tensors = tuple[tuple[torch.Tensor, ...], Any]  # x and the parameters, which require gradients; and g, or None for an op without
 
 
@@ -212,11 +213,17 @@ def waited() -> float | None:
 def undisturbed_rounds(
     functions: dict[str, Bound], tensors: Tensors, budget: float
 ) -> tuple[dict[str, dict[str, list[float]]], float | None]:
-    """:func:`cpu_rounds` with the share of the time spent waiting for a core: the best of ``ATTEMPTS``, or the first good one."""
-    best: tuple[dict[str, dict[str, list[float]]], float | None] = ({}, None)
-    for attempt in range(ATTEMPTS):
+    """:func:`cpu_rounds`, undisturbed."""
+    return undisturbed(lambda: cpu_rounds(functions, tensors, budget))
+
+
+def undisturbed(measure: Callable[[], Times], attempts: int = ATTEMPTS) -> tuple[Times, float | None]:
+    """What ``measure`` gives with the share of the time spent waiting for a core: the best of ``attempts``, or the first good
+    one."""
+    best: tuple[Any, float | None] = ({}, None)
+    for attempt in range(attempts):
         before, start = waited(), time.perf_counter()
-        times = cpu_rounds(functions, tensors, budget)
+        times = measure()
         after, seconds = waited(), time.perf_counter() - start
         share = None if before is None or after is None else (after - before) / seconds
         if attempt == 0 or (share is not None and best[1] is not None and share < best[1]):
@@ -318,6 +325,109 @@ def gpu_rounds(
             for which, value in turn(name).items():
                 times[name][which].append(value)
     return times, plain
+
+
+# Functions without a backward pass, such as a product
+
+
+Calls = Sequence[Callable[[], Any]]  # one function on as many copies of its weights: each call finds its own cold
+
+
+def _in_turns(
+    reading: Callable[[str], float], names: Sequence[str], budget: float, least: int, most: int
+) -> dict[str, list[float]]:
+    """Readings of each by rounds, in an order that rotates, after one that warms up."""
+    start = time.perf_counter()
+    for name in names:
+        reading(name)
+    rounds = max(least, min(most, int(budget / max(time.perf_counter() - start, 1e-9))))
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:  # type: ignore[operator]
+            times[name].append(reading(name))
+    return times
+
+
+def called(calls: dict[str, Calls], budget: float) -> dict[str, list[float]]:
+    """Seconds of a plain call, per function and round; of many calls together where they are short."""
+    counts = {}
+    for name, copies in calls.items():
+        start = time.perf_counter()
+        copies[0]()
+        counts[name] = max(1, min(100, int(1e-3 / max(time.perf_counter() - start, 1e-6))))
+
+    def reading(name: str) -> float:
+        copies, count = calls[name], counts[name]
+        start = time.perf_counter()
+        for i in range(count):
+            copies[i % len(copies)]()
+        return (time.perf_counter() - start) / count
+
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return _in_turns(reading, list(calls), budget, 3, 200)
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class Replay:
+    """All of ``copies``, ten calls or so at least, as one CUDA graph between two device events; dry, without a GPU, as plain calls
+    by the clock."""
+
+    def __init__(self, copies: Calls) -> None:
+        self.copies, self.graph = copies, None
+        if torch.cuda.is_available():
+            self.copies = list(copies) * max(1, 10 // len(copies))
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # everything lazy happens before a capture, on the stream of the capture
+                for _ in range(2):
+                    copies[0]()
+            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.synchronize()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=side):
+                for call in self.copies:
+                    call()
+
+    def __call__(self) -> float:
+        """Seconds of one call."""
+        if self.graph is None:
+            start = time.perf_counter()
+            for call in self.copies:
+                call()
+            return (time.perf_counter() - start) / len(self.copies)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        self.graph.replay()
+        after.record()
+        after.synchronize()
+        return before.elapsed_time(after) / 1e3 / len(self.copies)
+
+
+def replayed(calls: dict[str, Calls], budget: float) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """As :func:`called`, by replays of CUDA graphs that go over all copies of the weights; and why some could not be captured."""
+    replays: dict[str, Replay] = {}
+    failed: dict[str, str] = {}
+    for name, copies in calls.items():
+        try:
+            replays[name] = Replay(copies)
+        except RuntimeError as error:
+            failed[name] = f"cannot be captured in a CUDA graph: {str(error).splitlines()[0]}"
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+    least = 5 if torch.cuda.is_available() else 1
+    return (_in_turns(lambda name: replays[name](), list(replays), budget, least, 50) if replays else {}), failed
+
+
+def matmul_speed(device: str) -> float:
+    """Operations per second of torch's square product, in bfloat16 on a GPU, in fp32 on the CPU."""
+    size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = replayed({"": [lambda: a @ b] * 3}, 0.3)[0] if device == "cuda" else called({"": [lambda: a @ b]}, 0.3)
+    return 2 * size**3 / statistics.median(times[""])
 
 
 def copy_bandwidth(device: str, elements: int = 2**28) -> float:

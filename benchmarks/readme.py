@@ -11,18 +11,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import compare, gpu, report, results
+from fastq.engine import table
+
+from . import compare, gpu, integer_report, products, report, results, training
+from .peers import candidates
 from .registry import METHODS, PASSES, PROVIDERS
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+PRODUCTS_BEGIN, PRODUCTS_END = "<!-- integer:begin -->", "<!-- integer:end -->"
+TRAINING_BEGIN, TRAINING_END = "<!-- training:begin -->", "<!-- training:end -->"
 CLAIMS_BEGIN, CLAIMS_END = "<!-- compare:begin -->", "<!-- compare:end -->"
 README = results.ROOT / "README.md"
 PENDING = results.FOLDER / "PENDING.md"
 
 
-def newest(folder: Path) -> dict[str, Any] | None:
+def newest(folder: Path, kind: str = "benchmark") -> dict[str, Any] | None:
     """The last whole run in a folder."""
-    found = [result for result in results.read_all(folder) if not result["quick"] and not result["dry"]]
+    found = [result for result in results.read_all(folder, kind) if not result["quick"] and not result["dry"]]
     return found[-1] if found else None
 
 
@@ -53,10 +58,21 @@ def image(result: dict[str, Any], folder: Path) -> str:
 
 
 def readme(text: str, folder: Path = results.FOLDER) -> str:
-    """``text`` with its blocks generated: of the newest CPU and GPU run, and of the comparison; markers are added if absent."""
-    runs = [(run, where) for where in (folder, folder / "gpu") if (run := newest(where)) is not None]
-    body = "\n\n".join(block(run, image(run, where)) for run, where in runs) if runs else "Not measured yet: `make bench`."
-    text = _replaced(text, "Speed", BEGIN, END, body)
+    """``text`` with its blocks generated: of the newest CPU and GPU run of each suite and of training steps, and of the comparison;
+    markers are added if absent."""
+    for kind, heading, begin, end, write, how in (
+        ("benchmark", "Speed", BEGIN, END, block, "make bench"),
+        ("integer", "Speed of the integer products", PRODUCTS_BEGIN, PRODUCTS_END, integer_report.block, "make bench-integer"),
+    ):
+        runs = [(run, where) for where in (folder, folder / "gpu") if (run := newest(where, kind)) is not None]
+        body = "\n\n".join(write(run, image(run, where)) for run, where in runs) if runs else f"Not measured yet: `{how}`."
+        text = _replaced(text, heading, begin, end, body)
+    steps = [run for run in (newest(folder / "training"), newest(folder / "gpu", "training")) if run is not None]
+    body = (
+        "\n\n".join(f"{report.machine(run)}\n\n{training.table(run)}" for run in steps)
+        or "Not measured yet: `make bench-training`."
+    )
+    text = _replaced(text, "Training steps", TRAINING_BEGIN, TRAINING_END, body)
     found = results.read_all(folder, "comparison")
     claims = compare.block(found[-1], image(found[-1], folder)) if found else "No comparison yet: `make compare`."
     return _replaced(text, "The papers' claims, on digits", CLAIMS_BEGIN, CLAIMS_END, claims)
@@ -94,7 +110,7 @@ def ran(folder: Path) -> tuple[dict[tuple[str, str, str], set[str]], dict[str, s
         for result in results.read_all(folder, kind):
             if result["dry"]:
                 continue
-            for row in result.get("rows", []):
+            for row in result.get("rows", []) if kind == "benchmark" else []:
                 if row["device"] == "cuda" and row["status"] in ("ok", "failed"):
                     rows.setdefault((row["method"], row["case"], row["provider"]), set()).update(PASSES)
             stage = "bench" if kind == "benchmark" else kind
@@ -127,11 +143,56 @@ def pending(folder: Path = results.FOLDER / "gpu") -> str:
     names = ", ".join(p.name for p in providers)
     out += [f"## GPU benchmarks: {missing} of {total} measurements", "", f"Providers: {names}; passes: {', '.join(PASSES)}.", ""]
     out += [*lines, ""]
-    for stage in ("test", "sanitize"):
+    out += pending_products(folder)
+    for stage in ("test", "sanitize", "training"):
         expected = gpu.names(stage)
         left = [name for name in expected if name not in parts.get(stage, ())]
         out += [f"## GPU {stage}: {len(left)} of {len(expected)} parts", "", *(f"- {name}" for name in left), ""]
     return "\n".join(out).rstrip() + "\n"
+
+
+def wanted_products(work: products.Work) -> dict[str, set[int]]:
+    """The rows that each provider is measured at on a Hopper GPU: fastq's choice, its kernels for GPUs, the peers."""
+    wanted = {"fastq": {*work.rows, *work.sweep}}
+    for kernel in table.KERNELS.values():
+        if kernel.backend in ("cuda", "triton") and (kernel.conv2d if work.kind.conv else kernel.linear) is not None:
+            problems = {rows: products.problem(work.kind, work.layer, rows, "cuda", 90) for rows in work.rows}
+            if served := {rows for rows, problem in problems.items() if kernel.refuses(problem) is None}:
+                wanted[f"fastq-{kernel.name}"] = served
+    return wanted | {peer.name: set(work.rows) for peer in candidates(work.kind, "cuda")}
+
+
+def pending_products(folder: Path) -> list[str]:
+    """The integer products without a result from a GPU, as lines: of each layer at each kind the providers that lack some rows."""
+    done: dict[tuple[str, str, str], set[int]] = {}
+    for result in results.read_all(folder, "integer"):
+        for row in [] if result["dry"] else result["rows"]:
+            if row["device"] == "cuda" and row["status"] in ("ok", "failed"):
+                for name in (row["provider"], *(["fastq"] if row.get("chosen") else [])):
+                    done.setdefault((row["kind"], row["layer"], name), set()).add(row["rows"])
+    lines, missing, total = [], 0, 0
+    for work in products.plan("cuda"):
+        found = []
+        for provider, wanted in wanted_products(work).items():
+            lacking = wanted - done.get((work.kind.name, work.layer.name, provider), set())
+            total += len(wanted)
+            missing += len(lacking)
+            if lacking:
+                found.append(provider if lacking == wanted else f"{provider} ({len(lacking)} of {len(wanted)})")
+        if found:
+            lines.append(f"- {work.name}: {', '.join(found)}")
+    rows = ", ".join(map(str, products.ROWS))
+    return [
+        f"## GPU integer products: {missing} of {total} measurements",
+        "",
+        f"Rows: {rows}; fastq's choice on {products.LARGE.name} every number to {products.SWEEP[-1]}; images: "
+        f"{', '.join(map(str, products.IMAGES))}. Open until then are the goals, which are an H200's:",
+        "",
+        *(f"- {goal.name}" for goal in products.GOALS if missing),
+        "",
+        *lines,
+        "",
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -153,7 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
         for folder in (results.FOLDER, results.FOLDER / "gpu"):
             for path in sorted(folder.glob("*.json")):
                 result = results.read(path)
-                if result["kind"] == "benchmark" and report.plot(result, path.with_suffix(".png")):
+                draw = {"benchmark": report.plot, "integer": integer_report.plot}.get(result["kind"])
+                if draw is not None and draw(result, path.with_suffix(".png")):
                     print(f"drew {path.with_suffix('.png').relative_to(results.ROOT)}")
     return 1 if args.check and stale else 0
 

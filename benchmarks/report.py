@@ -137,16 +137,22 @@ def _why(row: dict[str, Any] | None) -> str:
     return "-" if row is None or row["status"] in ("ok", "unavailable") else row["status"]
 
 
+def machine(result: dict[str, Any]) -> str:
+    """Where, with what and when."""
+    e = result["environment"]
+    state = {True: " and uncommitted changes", False: "", None: ""}[e["dirty"]]
+    where = e["gpu"] if result["device"] == "cuda" else f"{e['cpu']}, {e['threads']} threads, kernels {e['isa']}"
+    commit = f"commit {e['commit'][:12]}{state}" if e["commit"] else f"source {e['source']}"
+    return f"{where}; torch {e['torch']}, triton {e['triton']}, Python {e['python']}; {commit}; {result['created'][:10]}."
+
+
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader must know to read the table, and the rows without a time."""
     e = result["environment"]
-    state = {True: " and uncommitted changes", False: "", None: ""}[e["dirty"]]
     kept = "kept" if len(e["malloc"]) == 3 else "not kept: page faults are in the times"
-    where = e["gpu"] if result["device"] == "cuda" else f"{e['cpu']}, {e['threads']} threads, kernels {e['isa']}"
-    commit = f"commit {e['commit'][:12]}{state}" if e["commit"] else f"source {e['source']}"
     how = "CUDA events, cold L2 cache, graph replay" if result["device"] == "cuda" else f"glibc's freed pages {kept} (MALLOC_*)"
     found = [
-        f"{where}; torch {e['torch']}, triton {e['triton']}, Python {e['python']}; {commit}; {result['created'][:10]}.",
+        machine(result),
         f"Medians of forward + backward, providers in turns within one run; {how}. Columns eager, compiled, core: how many times "
         "fastq's time they take; saved, peak: bytes as multiples of the input's.",
     ]

@@ -2,9 +2,10 @@
 
 ``{"schema": 1, "kind": ..., "name": ..., "created": ..., "dry": ..., "environment": {...}, "rows" or "parts": [...]}``
 
-``rows`` (kind ``benchmark``) has one entry per case and provider; ``parts`` (``environment``, ``build``, ``test``,
-``sanitize``) one entry per thing that ran; kind ``comparison`` has what ``python -m fastq compare`` wrote. Needs the
-standard library alone; what is missing on a machine is recorded as null.
+``rows`` has one entry per case and provider (kind ``benchmark``: of the quantizers; ``integer``: of the integer products;
+``training``: of training steps); ``parts`` (``environment``, ``build``, ``test``, ``sanitize``) one entry per thing that ran; kind
+``comparison`` has what ``python -m fastq compare`` wrote. Needs the standard library alone; what is missing on a machine is
+recorded as null.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SCHEMA = 1
 DISTURBED = 0.05
 #: How the reason ends of a provider that does not have a method.
 NO_SUCH_OP = "no such op"
-KINDS = ("benchmark", "environment", "build", "test", "sanitize", "comparison")
+KINDS = ("benchmark", "integer", "training", "environment", "build", "test", "sanitize", "comparison")
+MEASURED = ("benchmark", "integer", "training")
 #: glibc keeps freed pages with these. Without them a large result is new pages every time, and their faults are all one sees.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
 
@@ -40,8 +42,12 @@ _ENVIRONMENT: dict[str, tuple[type, ...]] = {
 _TOP: dict[str, tuple[type, ...]] = {
     "schema": (int,), "kind": _TEXT, "name": _TEXT, "created": _TEXT, "dry": _FLAG, "environment": (dict,),
 }  # fmt: skip
-_PASS: dict[str, tuple[type, ...]] = {
-    "median_us": _NUMBER, "min_us": _NUMBER, "q1_us": _NUMBER, "q3_us": _NUMBER, "rounds": (int,), "bytes_per_s": _NUMBER,
+_READINGS: dict[str, tuple[type, ...]] = {
+    "median_us": _NUMBER, "min_us": _NUMBER, "q1_us": _NUMBER, "q3_us": _NUMBER, "rounds": (int,),
+}  # fmt: skip
+_PASS: dict[str, tuple[type, ...]] = {**_READINGS, "bytes_per_s": _NUMBER}
+_PRODUCT: dict[str, tuple[type, ...]] = {
+    "kind": _TEXT, "layer": _TEXT, "rows": (int,), "provider": _TEXT, "device": _TEXT, "status": _TEXT,
 }  # fmt: skip
 _ROW: dict[str, tuple[type, ...]] = {"method": _TEXT, "case": _TEXT, "provider": _TEXT, "device": _TEXT, "status": _TEXT}
 _PART: dict[str, tuple[type, ...]] = {"name": _TEXT, "status": _TEXT, "seconds": _NUMBER, "detail": _TEXT}
@@ -83,17 +89,40 @@ def validate(result: Any) -> dict[str, Any]:
     if result["kind"] == "comparison":
         _comparison(result)
         return result
-    if result["kind"] != "benchmark" or "parts" in result:
+    if result["kind"] not in MEASURED or "parts" in result:
         _fields("result", result, {"parts": (list,)})
         for i, part in enumerate(result["parts"]):
             _fields(f"parts[{i}]", part, _PART)
             _one_of(f"parts[{i}]: status", part["status"], PART_STATUS)
-    if result["kind"] != "benchmark":
+    if result["kind"] not in MEASURED:
         return result
     _fields("result", result, {"rows": (list,), "device": _TEXT, "quick": _FLAG, "copy_bytes_per_s": _SPEED, "load": _NUMBER})
+    if result["kind"] == "integer":
+        _fields("result", result, {"matmul_per_s": _SPEED, "packages": (dict,)})
     for i, row in enumerate(result["rows"]):
-        _row(f"rows[{i}]", row)
+        (_product if result["kind"] == "integer" else _row)(f"rows[{i}]", row)
     return result
+
+
+def identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is of; of two with the same one the later replaces the earlier."""
+    return tuple(row.get(name) for name in ("method", "case", "kind", "layer", "rows", "provider"))
+
+
+def _product(where: str, row: Any) -> None:
+    _fields(where, row, _PRODUCT)
+    _one_of(f"{where}: status", row["status"], ROW_STATUS)
+    if row["status"] != "ok":
+        _fields(where, row, {"reason": _TEXT})
+        if "time" in row:
+            raise BrokenResult(f"{where}: a row that is not ok has no times")
+        return
+    _fields(where, row, {"chosen": _FLAG, "first_call_s": _NUMBER, "time": (dict,), "copies": (int,)})
+    if "waited" in row:
+        _fields(where, row, {"waited": _NUMBER})
+    _fields(f"{where}: time", row["time"], _READINGS)
+    if not 0 < row["time"]["min_us"] <= row["time"]["median_us"]:
+        raise BrokenResult(f"{where}: times must be positive and the median no less than the least")
 
 
 def _row(where: str, row: Any) -> None:
@@ -202,7 +231,8 @@ def environment() -> dict[str, Any]:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         isa=_isa(), source=source_digest(), malloc={name: os.environ[name] for name in MALLOC if name in os.environ},
     )  # fmt: skip
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    # A result that was written a moment ago changes nothing of the next one.
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     found.update(commit=_git("rev-parse", "HEAD"), dirty=None if status is None else bool(status))
     try:
         import fastq

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import fastq
+from fastq.engine import table
 from fastq.granularity import normalize_axis, parameter_shape
 from fastq.testing import same_bits
 
@@ -144,6 +145,107 @@ def nearly(a: torch.Tensor, b: torch.Tensor) -> bool:
     return int(off.sum()) <= max(b.numel() // 1000, 1)
 
 
+# The integer engine
+
+#: Outputs, inputs; rows are below. Tails in every direction, and whole tiles.
+LINEAR = ((37, 45), (65, 257), (64, 512))
+ROWS = (1, 5, 17, 64)
+#: Outputs, channels, kernel, stride, dilation, groups, images' size.
+CONVS = ((24, 16, 3, 2, 1, 1, 9), (33, 5, 1, 1, 1, 1, 7), (32, 32, 3, 1, 2, 32, 8))
+Try = tuple[str, Callable[[str, str | None], torch.Tensor], bool]  # name; output on a device by a kernel; whether its bits are due
+
+
+def drawn(shape: tuple[int, ...], bits: int, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    low = 0 if dtype == torch.uint8 else -(2 ** (bits - 1))
+    return torch.randint(low, low + 2**bits, shape, dtype=torch.int16, generator=generator).to(dtype)
+
+
+def products(generator: torch.Generator, small: bool) -> Iterator[Try]:
+    """Products of every width and kind of input, and convolutions, with zero-points, groups and each part of the epilogue."""
+    for bits in (8, 4) if small else (8, 4, 3, 2):
+        for i, (n, k) in enumerate(LINEAR[:1] if small else LINEAR):
+            group = 16 if i == 2 else None
+            scale = torch.rand((n, -(-k // 16)) if group else (n,), generator=generator) * 0.01 + 0.01
+            codes = drawn((n, k), bits, torch.uint8, generator)
+            zero = drawn(tuple(scale.shape), bits, torch.uint8, generator) if i else None
+            for m in ROWS[:2] if small else ROWS:
+                for dtype in (torch.int8, torch.bfloat16):
+                    yield _linear(m, codes, bits, scale, zero, group, dtype, generator)
+        for n, c, kernel, stride, dilation, groups, size in CONVS[:1] if small else CONVS:
+            weight = drawn((n, c // groups, kernel, kernel), bits, torch.int8, generator)
+            yield _conv(weight, bits, (2, c, size, size), stride, dilation, groups, generator)
+
+
+def _linear(
+    m: int, codes: torch.Tensor, bits: int, scale: torch.Tensor, zero: torch.Tensor | None, group: int | None, dtype: torch.dtype,
+    generator: torch.Generator,
+) -> Try:  # fmt: skip
+    n, k = codes.shape
+    integer = dtype == torch.int8
+    x = drawn((m, k), 8, dtype, generator) if integer else torch.randn(m, k, generator=generator).to(dtype)
+    bias, residual = torch.randn(n, generator=generator), torch.randn(m, n, generator=generator)
+
+    def run(device: str, kernel: str | None) -> torch.Tensor:
+        at = [None if t is None else t.to(device) for t in (codes, scale, zero, x, bias, residual)]
+        packed = fastq.pack(at[0], bits, scale=at[1], zero_point=at[2], group_size=group)  # type: ignore[arg-type]
+        of_codes = {"x_scale": 0.5, "x_zero_point": 3} if integer else {}
+        out = {"out_scale": 0.25} if integer and group is None else {"out_dtype": torch.float32}
+        return fastq.int_linear(
+            at[3], packed, bias=at[4], residual=at[5], activation="relu", kernel=kernel, **of_codes, **out  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    return f"int_linear {m}x{n}x{k}, {bits} bits, {dtype}", run, integer and group is None
+
+
+def _conv(
+    weight: torch.Tensor, bits: int, shape: tuple[int, ...], stride: int, dilation: int, groups: int, generator: torch.Generator
+) -> Try:
+    x = drawn(shape, 8, torch.uint8, generator).to(memory_format=torch.channels_last)
+    scale = torch.rand(len(weight), generator=generator) * 0.01 + 0.01
+    padding = dilation * (weight.shape[-1] // 2)
+
+    def run(device: str, kernel: str | None) -> torch.Tensor:
+        packed = fastq.pack(weight.to(device), bits, scale=scale.to(device))
+        keywords = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        return fastq.int_conv2d(
+            x.to(device), packed, **keywords, x_scale=0.5, x_zero_point=100, out_scale=0.25, kernel=kernel
+        )  # fmt: skip
+
+    return f"int_conv2d {tuple(weight.shape)}, {groups} groups, {bits} bits", run, True
+
+
+def engine(backend: str, device: str, small: bool, generator: torch.Generator) -> tuple[int, list[str]]:
+    """How many calls of a backend's kernels there were, and those that went wrong: kernels that cannot serve are not asked."""
+    count, wrong = 0, []
+    for name, run, exact in products(generator, small):
+        want = run("cpu", "reference")
+        for kernel in (kernel for kernel in table.KERNELS.values() if kernel.backend == backend):
+            try:
+                got = run(device, kernel.name).cpu()
+            except RuntimeError as error:
+                if f"kernel {kernel.name!r} cannot serve this call" in str(error):
+                    continue
+                raise
+            count += 1
+            # In float32, up to 512 terms summed in another order; with zero-points the sum is smaller than its terms.
+            near = 2e-5 * float(want.abs().max())
+            if not (torch.equal(got, want) if exact else torch.allclose(got, want, rtol=1e-5, atol=near)):
+                wrong.append(f"{kernel.name}: {name}")
+    for shape in ((3, 130),) if small else ((1, 1), (3, 130), (17, 1031)):
+        for dtype in DTYPES[:1] if small else DTYPES[:3]:
+            x = torch.randn(shape, generator=generator).to(dtype)
+            found = []
+            for where, used in (("cpu", "reference"), (device, backend)):
+                with fastq.use_backend(used):
+                    at = x.to(where)
+                    both = (fastq.quantize(at, 0.05, offset=0.3, zero_point=5), *fastq.quantize_per_token(at))
+                found.append([t.cpu() for t in both])
+            count += 2
+            if not all(torch.equal(a, b) for a, b in zip(*found, strict=True)):
+                wrong.append(f"quantize {shape} {dtype}")
+    return count, wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--backend", required=True, choices=("cpu", "cuda", "triton"))
@@ -180,7 +282,9 @@ def main() -> int:
                 count += 1
                 if not all(same_bits(a, b) for a, b in zip(got, want, strict=True)):
                     wrong.append(f"oscillations {shape} {dtype} {granularity} {layout}")
-    print(f"{args.backend} on {args.device}: {count} calls, {len(wrong)} wrong")
+    calls, more = engine(args.backend, args.device, args.small, generator)
+    count, wrong = count + calls, wrong + more
+    print(f"{args.backend} on {args.device}: {count} calls, {len(wrong)} wrong; {calls} of the integer engine")
     print("\n".join(wrong[:20]))
     return 1 if wrong else 0
 

@@ -41,3 +41,18 @@ def stage(kind: str, parts: list[dict[str, Any]], **more: Any) -> dict[str, Any]
 
 def part(name: str, status: str = "passed") -> dict[str, Any]:
     return {"name": name, "status": status, "seconds": 1.5, "detail": "fine"}
+
+
+def product(kind: str, layer: str, rows: int, provider: str, us: float, device: str = "cpu", **more: Any) -> dict[str, Any]:
+    """A row of the integer suite with a time; of fastq the choice."""
+    time = {"median_us": us, "min_us": us / 2, "q1_us": us, "q3_us": us, "rounds": 5}
+    return {
+        "kind": kind, "layer": layer, "rows": rows, "provider": provider, "device": device, "status": "ok",
+        "chosen": provider.startswith("fastq-"), "copies": 1, "first_call_s": 0.1, "time": time, **more,
+    }  # fmt: skip
+
+
+def integer(rows: list[dict[str, Any]], device: str = "cpu", gpu: str | None = None, **more: Any) -> dict[str, Any]:
+    made = benchmark(rows, device, kind="integer", matmul_per_s=7e11, packages={}, **more)
+    made["environment"]["gpu"] = gpu
+    return made

@@ -29,9 +29,21 @@ def test_readme_block_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     case = "size/4x256/fp32/tensor"
     results.write(benchmark([row(case, "compiled", 30.0), row(case, "fastq-cpu", 10.0)]), tmp_path)
     again = readme.readme(empty + "\nafter\n", tmp_path)
-    assert "Not measured yet" not in again and again.endswith("\nafter\n") and again.startswith("# A\n\ntext\n")
+    assert "Not measured yet: `make bench`" not in again and again.endswith("\nafter\n") and again.startswith("# A\n\ntext\n")
     assert "| size/4x256/fp32/tensor | 10.0 | - | 3.00x |" in again
     assert readme.readme(again, tmp_path) == again
+
+
+def test_the_readme_has_the_training_steps_of_both_devices(tmp_path: Path) -> None:
+    empty = readme.readme("# A\n", tmp_path)
+    assert "Not measured yet: `make bench-training`." in empty
+    arms = [row("batch 8", arm, us) | {"method": "digits"} for arm, us in (("full precision", 1000.0), ("integer", 1500.0))]
+    results.write(benchmark(arms, name="cpu"), tmp_path / "training")
+    arms = [one | {"device": "cuda", "method": "block"} for one in arms]
+    results.write({**stage("training", [part("block")]), **benchmark(arms, "cuda"), "kind": "training"}, tmp_path / "gpu")
+    text = readme.readme(empty, tmp_path)
+    line = "batch 8 | integer | 0.50 | 1.00 | 1.50 | 1.50x |"
+    assert f"| digits, {line}" in text and f"| block, {line}" in text and readme.readme(text, tmp_path) == text
 
 
 def test_quick_and_dry_runs_are_not_shown(tmp_path: Path) -> None:
@@ -77,7 +89,8 @@ def setting(tmp_path: Path, dry: bool = False) -> gpu.Setting:
 
 def test_the_plan_covers_both_backends_every_tool_and_every_family(tmp_path: Path) -> None:
     tests = gpu.parts("test", setting(tmp_path))
-    assert {p.environment["FASTQ_BACKEND"] for p in tests} == {"cuda", "triton"}
+    asked = {(p.name.split()[0], p.environment["FASTQ_BACKEND"], p.environment["FASTQ_TEST_DEVICE"]) for p in tests}
+    assert asked == {("cuda", "", "cuda"), ("triton", "triton", "cuda")}  # CUDA is what GPU tensors get first
     assert {"cuda tests/ops/test_lsq.py", "triton tests/nn/test_layers.py"} <= {p.name for p in tests}
     assert not any("tests/cuda/" in p.name or "tests/benchmarks/" in p.name for p in tests)
     assert len(gpu.names("sanitize")) == 2 * 4
@@ -169,7 +182,7 @@ def test_benchmark_rows_replace_earlier_ones(tmp_path: Path) -> None:
     result: dict[str, Any] = benchmark([row("a", "eager", 9.0, "cuda"), row("b", "eager", 9.0, "cuda")], "cuda")
     new = benchmark([row("a", "eager", 5.0, "cuda")], "cuda", name="bench-weight", copy_bytes_per_s=4e12)
     results.write(new, tmp_path / "parts")
-    gpu.take_rows(result, here, "bench-weight", "abc")
+    gpu.take_rows(result, here, "abc")
     assert {r["case"]: r["passes"]["both"]["median_us"] for r in result["rows"]} == {"a": 5.0, "b": 9.0}
     assert result["copy_bytes_per_s"] == 4e12 and not (tmp_path / "parts").exists()
 
