@@ -7,7 +7,7 @@ CUDA_BIN := .venv-cuda/bin
 NATIVE   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare test huge-test mutants lint format cuda-test wheel-test clean
+.PHONY: help demo compare test sanitize huge-test mutants lint format cuda-test wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -40,7 +40,10 @@ compare: $(VENV)/.ready ## hold the papers' claims against each other on digits,
 	$(BIN)/python -m benchmarks.readme
 
 test: $(VENV)/.ready ## prove it: the whole test suite
-	$(BIN)/python -m pytest -m "not cuda_compile and not huge" $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest -m "not cuda_compile and not huge and not sanitize" $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+sanitize: $(VENV)/.ready ## the C++ tests under the address and undefined behaviour sanitizers
+	$(BIN)/python -m pytest -m sanitize tests/native
 
 huge-test: $(VENV)/.ready ## tensors of more than 2**31 elements (13 GB of memory)
 	$(BIN)/python -m pytest -m huge tests

@@ -44,7 +44,13 @@ LEFT_OUT = (".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "build",
 
 #: The methods whose loops some tests run, where that is not the one in their name: tests/ops/test_lsq.py runs lsq's. Those of
 #: tests/native compile what they test. Any other may run anything.
-LOOPS = {"oscillation": ("oscillation", "frozen_lsq", "dampening", "lsq"), "functions": (), "philox": ()}
+LOOPS = {
+    "oscillation": ("oscillation", "frozen_lsq", "dampening", "lsq"),
+    "engine": ("gemm",),
+    "functions": (),
+    "packing": (),
+    "philox": (),
+}
 
 # What kills: node ids, each a matter of seconds.
 CHECKED = "tests/ops/test_lsq.py::test_equals_the_reference[lsq]"
@@ -52,6 +58,9 @@ SUMS = "tests/ops/test_lsq.py::test_sums_and_factors_are_the_formulas"
 HALF_WAY = "tests/ops/test_lsq.py::test_results_half_way_between_16_bit_numbers_round_to_even"
 DIVIDES = "tests/ops/test_lsq.py::test_the_step_divides"
 THREADS = "tests/ops/test_lsq.py::test_sums_do_not_depend_on_threads"
+PACKED = "tests/packing/test_packing.py"
+FILES = "tests/packing/test_files.py"
+FORMATS = "tests/packing/test_packed_formats.py"
 STRIDES = "tests/ops/test_lsq.py::test_any_shape_and_stride"
 REFERENCE = "tests/ops/test_lsq_reference.py"
 PACT = "tests/ops/test_pact.py"
@@ -72,11 +81,16 @@ CUDA_STATE = f"{CUDA}::test_oscillations_have_the_bits_of_the_cpu"
 TRITON = "tests/triton/test_interpreted.py::test_interpreted_kernels_equal_the_reference"
 COMPILED_NAN = "tests/triton/test_compiled.py::test_nan_is_not_lost[80-skeleton]"
 COMPILED = "tests/triton/test_compiled.py::test_division_is_rounded_to_nearest[80-skeleton]"
+TRITON_FLOAT = "tests/triton/test_float_gemm.py::test_products_are_within_a_few_units_of_the_exact_ones"
+TRITON_CONV = "tests/triton/test_int_conv.py::test_convolutions_have_the_bits_of_the_reference"
+TRITON_CODES = "tests/triton/test_int_conv.py::test_codes_of_activations_have_the_bits_of_the_reference"
 CUDA_MANY = f"{CUDA}::test_many_tensors_have_the_bits_of_the_cpu"
 FOREACH = "tests/ops/test_foreach.py"
 GROUPED = "tests/nn/test_weights.py"
 INITIAL = "tests/nn/test_initializers.py"
 CONVERTED = "tests/deploy/test_conversion.py"
+TRAINED = "tests/nn/test_integer.py"
+FUSION = "tests/deploy/test_fusion.py"
 TRACE = "tests/ops/test_oscillation.py::test_a_trace_by_hand"
 FIRST = "tests/ops/test_oscillation.py::test_the_first_switch_is_a_choice"
 HALF_WAY_CODES = "tests/ops/test_oscillation.py::test_half_way_between_two_codes_the_even_one_is_frozen"
@@ -84,6 +98,8 @@ STEPS = "tests/ops/test_oscillation.py::test_the_cpu_has_the_bits_of_the_referen
 FREEZING = "tests/ops/test_oscillation.py::test_freezing_in_fixed_point_is_freezing_in_fp64"
 FROZEN = "tests/ops/test_oscillation.py::test_a_frozen_weight_gets_no_gradient_and_its_share_goes_to_the_step"
 DAMPENED = "tests/ops/test_oscillation.py::test_dampening_is_the_formula_by_autograd"
+TRITON_GEMM = "tests/triton/test_int_gemm.py::test_interpreted_products_equal_int64_arithmetic_and_the_reference"
+CONFIGURATIONS = "tests/triton/test_int_gemm.py::test_there_is_a_configuration_for_every_kind_and_number_of_rows"
 TRITON_STEPS = "tests/ops/test_oscillation.py::test_triton_equals_the_reference_in_its_interpreter"
 BORDERS = "tests/deploy/test_conversion.py::test_conv1d"
 CHANNEL_ERROR = "tests/ops/test_channel_error.py"
@@ -91,13 +107,13 @@ DIRECT = "tests/ops/test_direct.py"
 DIRECT_NN = "tests/nn/test_direct.py"
 DSQ = "tests/ops/test_dsq.py"
 SAT = "tests/ops/test_sat.py"
-INTEGER = "tests/deploy/test_integer.py"
 EVERY = "tests/deploy/test_every_quantizer.py"
 GRIDS = "tests/deploy/test_grid.py"
 TEMPERED = "tests/ops/test_tempered.py"
 NOISE_QUANT = "tests/ops/test_noise_quant.py"
 PHILOX = "tests/ops/test_philox.py"
 NOISE_MODULES = "tests/nn/test_noise.py"
+CUDA_DECODE = "tests/cuda/test_decode.py"
 CUDA_NOISE = f"{CUDA}::test_noise_has_the_bits_of_the_cpu"
 TRITON_NOISE = "tests/triton/test_noise.py::test_interpreted_kernels_equal_the_reference"
 SWITCH = "tests/compat/test_torch_ao.py::test_every_way_to_turn_a_switch_is_seen"
@@ -111,6 +127,8 @@ DIAGNOSE = "tests/diagnose/test_diagnose.py"
 UNTOUCHED = f"{DIAGNOSE}::test_the_model_is_bit_for_bit_as_it_was[False]"
 PAPERS = "tests/recipes/test_papers.py"
 SIGNS = "tests/nn/test_signs_and_widths.py"
+FIELDS = "tests/native/test_packing.py"
+ENGINE = "tests/native/test_engine.py"
 LSQ_NET = "tests/compat/test_lsq_net.py::test_output_and_gradients_are_the_formula_s"
 
 
@@ -320,6 +338,54 @@ MUTANTS = [
         ),
     ),
     *mutants(
+        "csrc/methods/packing.h",
+        (
+            "packing-byte-borrows", "((fields ^ (kSign | kHigh)) - kSign) ^ kHigh", "(fields ^ kSign) - kSign",
+            f"{FIELDS}::test_four_neighbours_of_a_tile_by_one_mask", "a borrow must not reach the next byte",
+        ),
+        (
+            "packing-across-bytes", "if (shift + bits > 8)", "if (shift + bits > 9)",
+            f"{FIELDS}::test_each_element_is_the_one_that_unpack_gives", "a field of 3 bits may end in the next byte",
+        ),
+    ),
+    *mutants(
+        "csrc/methods/gemm.h",
+        (
+            "epilogue-scale-order", "return acc * (x_scale * scale);", "return (acc * x_scale) * scale;",
+            f"{ENGINE}::test_epilogues_have_the_references_bits", "the scales are multiplied first",
+        ),
+        (
+            "codes-nan", "return select(q == q, q, splat<V>(0.0f));", "return select(q == q, q, splat<V>(low));",
+            f"{ENGINE}::test_codes_have_the_references_bits", "NaN has the code of the zero-point",
+        ),
+    ),
+    *mutants(
+        "csrc/cpu/gemm.cpp",
+        (
+            "cpu-gemm-groups", "fold<E>(c, b, s.columns, s.sums, g == 0, s.y);", "fold<E>(c, b, s.columns, s.sums, true, s.y);",
+            f"{ENGINE}::test_groups_have_the_references_bits", "the groups add up",
+        ),
+        (
+            "cpu-gemm-padding", "left = j * w.sw - w.left;", "left = j * w.sw - w.top;",
+            f"{ENGINE}::test_convolutions_have_the_references_bits", "the sides have a padding of their own",
+        ),
+        (
+            "cpu-gemm-zero-group", "c.zero[n * c.scale_step + scale_group]", "c.zero[n * c.scale_step]",
+            f"{ENGINE}::test_groups_have_the_references_bits", "each group has its zero-point",
+        ),
+    ),
+    *mutants(
+        "csrc/torch/gemm.cpp",
+        (
+            "gemm-form-lies", "data.size(0) == c.n && data.size(1) == c.row_bytes", "data.size(0) == c.n",
+            f"{ENGINE}::test_a_linear_call_that_lies_about_its_tensors_is_refused", "bytes that are not there must not be read",
+        ),
+        (
+            "gemm-kernel-beyond", "h >= 0 && w >= 0", "h >= 0",
+            f"{ENGINE}::test_a_convolution_that_lies_about_its_tensors_is_refused", "a window must fit the image",
+        ),
+    ),
+    *mutants(
         "csrc/cuda/direct.cu",
         (
             "cuda-direct-last-chunks", "chunk < c.chunks(); chunk += kDirectFinish",
@@ -393,6 +459,55 @@ MUTANTS = [
         (
             "cpu-sat-sign", "select(w[0] < F(0), splat<V>(-through), splat<V>(through))", "splat<V>(through)",
             f"{SAT}::test_every_layout_and_dtype_equals_the_reference", "the maximum of |t| may be negative",
+        ),
+    ),
+    *mutants(
+        "csrc/cuda/decode.cu",
+        (
+            "cuda-decode-pad", "c.from[row * c.bytes + byte] : uint8_t(0);",
+            "c.from[row * c.bytes + byte] : uint8_t(1);",
+            f"{CUDA_DECODE}::test_accumulators_equal_int64_arithmetic", "rows of x end in zeros",
+        ),
+        (
+            "cuda-decode-unit", "grouped && g.integer() && g.x_zero != 0",
+            "false",
+            f"{CUDA_DECODE}::test_groups_of_integers", "a group's zero-point comes off once",
+        ),
+        (
+            "cuda-decode-overflow", "std::max(std::min(wanted, most), least)",
+            "std::max(std::min(wanted, most), std::min<int64_t>(least, 1))",
+            f"{CUDA_DECODE}::test_extreme_codes_of_a_k_so_long_that_a_warps_sum_could_overflow", "sums of 64 f stay in int32",
+        ),
+    ),
+    *mutants(
+        "csrc/cuda/decode.cuh",
+        (
+            "cuda-decode-parts", "for (int split = 1; split < c.splits; ++split)",
+            "for (int split = 1; split < c.splits - 1; ++split)",
+            f"{CUDA_DECODE}::test_accumulators_over_several_tiles_of_a_warp_and_parts_of_k", "every part of K counts",
+        ),
+        (
+            "cuda-decode-member", "member ? own.b[j][i] : 0u",
+            "member || true ? own.b[j][i] : 0u",
+            f"{CUDA_DECODE}::test_groups_of_integers", "x of another group does not count",
+        ),
+        (
+            "cuda-decode-ahead", "if (tile + u + kAhead < end) load_tile",
+            "if (tile + u + kAhead + 1 < end) load_tile",
+            f"{CUDA_DECODE}::test_accumulators_over_several_tiles_of_a_warp_and_parts_of_k", "the last tile is loaded",
+        ),
+        (
+            "cuda-decode-zero", "const float less = float(t + (1 << (kBits - 1)));",
+            "const float less = float(0 * t + (1 << (kBits - 1)));",
+            f"{CUDA_DECODE}::test_every_field_of_floating_point_products_is_exact", "fields less their zero",
+        ),
+    ),
+    *mutants(
+        "csrc/cuda/codes.cu",
+        (
+            "cuda-codes-nan", "const uint32_t bits = bits_as<uint32_t>(v) & 0x7fffffffu;",
+            "const uint32_t bits = v == v ? bits_as<uint32_t>(v) & 0x7fffffffu : 0u;",
+            f"{CUDA_DECODE}::test_codes_per_token_have_the_reference_s_bits", "a row's NaN shows in its scale",
         ),
     ),
     *mutants(
@@ -670,6 +785,28 @@ MUTANTS = [
         ("triton-maximum", "tl.where(v < low, low, v)", "tl.maximum(v, low)", COMPILED_NAN, "PTX's max loses NaN"),
     ),
     *mutants(
+        "triton_kernels/int_gemm.py",
+        ("triton-gemm-groups", "(k >= start) & (k < end)", "k < end", TRITON_GEMM, "groups that share a piece of K"),
+        ("triton-gemm-zeros", "acc -= t * r", "acc += t * r", TRITON_GEMM, "the weight's zero is subtracted"),
+        (
+            "triton-gemm-unsigned", "(128 if x.dtype == torch.uint8 else 0)", "0",
+            TRITON_GEMM, "uint8 codes less 128 have a zero-point less 128",
+        ),
+        ("triton-gemm-shares", "for _ in range(1, bound(", "for _ in range(2, bound(", TRITON_GEMM, "every share is added"),
+    ),
+    *mutants(
+        "triton_kernels/epilogue.py",
+        (
+            "triton-epilogue-scales", "acc.to(tl.float32) * (x_scale * scale)", "acc.to(tl.float32) * x_scale * scale",
+            TRITON_GEMM, "the scales are multiplied first",
+        ),
+        ("triton-epilogue-nan", "tl.where(code == code, code, 0.0)", "code", TRITON_GEMM, "NaN is the code for 0"),
+    ),
+    *mutants(
+        "fastq/engine/configurations.py",
+        ("configuration-rows", "return min(fit,", "return max(fit,", CONFIGURATIONS, "the fewest rows that are enough"),
+    ),
+    *mutants(
         "triton_kernels/elementwise.py",
         (
             "triton-scaled-unrounded", "out = widen(narrow(out, y.dtype.element_ty, BY_BITS), F, BY_BITS) * p", "out = out * p",
@@ -693,6 +830,25 @@ MUTANTS = [
     *mutants(
         "triton_kernels/oscillation.py",
         ("triton-thaw", "held = held | often", "held = often", TRITON_STEPS, "frozen weights stay frozen"),
+    ),
+    *mutants(
+        "triton_kernels/int_conv.py",
+        ("triton-conv-padding", "right = tl.where(there, right, tl.full((), outside, tl.int8))", "right = right",
+         TRITON_CONV, "beyond the image lies the zero-point"),
+        ("triton-conv-column", "(element < k)[None, :], left_fields, 0)", "(element <= k)[None, :], left_fields, 0)",
+         TRITON_CONV, "a window ends at K"),
+        ("triton-depthwise-part", "part = (tap // 64) % (8 // BITS)", "part = 0", TRITON_CONV, "a byte has several fields"),
+    ),
+    *mutants(
+        "triton_kernels/float_gemm.py",
+        ("triton-float-tail", "m_there[:, None] & (element < k)[None, :]", "m_there[:, None] & (element <= k)[None, :]",
+         TRITON_FLOAT, "a row ends at K"),
+        ("triton-float-group", "g = (base + 64 * p) // group_size", "g = base // group_size",
+         TRITON_FLOAT, "a part of a tile has a group of its own"),
+    ),
+    *mutants(
+        "triton_kernels/quantize.py",
+        ("triton-token-zero", "scale = tl.where(scale == 0.0, 1.0, scale)", "scale = scale", TRITON_CODES, "zeros have scale 1"),
     ),
     *mutants(
         "triton_kernels/affine.py",
@@ -879,29 +1035,14 @@ MUTANTS = [
         ("init-grid", "widest * (k / CANDIDATES)", "widest * ((k + 1) / CANDIDATES)", INITIAL, "the grid ends at the range"),
     ),
     *mutants(
-        "fastq/deploy/integer.py",
-        (
-            "integer-fp32", "torch.float32 if k * largest <= FP32_EXACT else torch.float64", "torch.float32",
-            INTEGER, "sums beyond 2^24 round in fp32",
-        ),
-        (
-            "integer-dilation", "sh * dilation[0], sw * dilation[1], sc", "sh * dilation[1], sw * dilation[0], sc",
-            INTEGER, "dilation of rows and of columns",
-        ),
-        (
-            "integer-probe", ".all()):\n                    return False", ".all()):\n                    return True",
-            INTEGER, "a saturating product is not used",
-        ),
-    ),
-    *mutants(
         "fastq/deploy/layers.py",
         (
-            "border-ones", "ones = codes.new_ones(codes.shape[-1 - self.dims :])",
-            "return self.along(self.codes.flatten(1).sum(1)), 1", BORDERS, "what is padded is on no grid",
+            "border-ones", "return self.products(ones), self.windows(ones)",
+            "return self.along(self.weight.sums), self.windows(ones)", BORDERS, "what is padded is on no grid",
         ),
         (
-            "border-count", "counts * self.codes.shape[1]", "counts * len(self.codes)",
-            EVERY, "an offset counts once per input channel",
+            "border-count", "return self.products(ones), self.windows(ones)", "return self.products(ones), self.weight.k",
+            EVERY, "an offset counts once per input that lies inside",
         ),
         (
             "odd-constant", "return self.factor * self.zero + self.odd", "return self.factor * self.zero",
@@ -927,18 +1068,106 @@ MUTANTS = [
         ("code-nan", "x.isnan().any(-1, keepdim=True)", "x.isinf().any(-1, keepdim=True)", CONVERTED, "NaN must show"),
     ),
     *mutants(
+        "fastq/deploy/layers.py",
+        (
+            "handed-zero", '"out_zero_point": -next_.zero}', '"out_zero_point": 0}',
+            f"{FUSION}::test_8_bits_without_a_sign_are_handed_on", "codes go on as the next layer stores them",
+        ),
+        (
+            "norm-axis", "if multiplier is not None and codes.dim() != 2:", "if multiplier is not None and codes.dim() == 1:",
+            f"{FUSION}::test_a_batch_norm_after_a_linear_layer", "a batch norm's channels are axis 1",
+        ),
+        (
+            "packed-shift", "scale=scale, zero_point=-shift", "scale=scale, zero_point=shift",
+            f"{CONVERTED}::test_any_range_of_weights", "the zero-point undoes the shift",
+        ),
+        (
+            "state-layout", 'w = self.weight.to(self.weight.device, "rows")', "w = self.weight",
+            f"{FUSION}::test_state_is_canonical_whatever_the_layout", "a state dict has one layout",
+        ),
+    ),
+    *mutants(
+        "fastq/nn/integer.py",
+        (
+            "train-zero", "Epilogue(s_x, -of_x.zero", "Epilogue(s_x, 0", f"{TRAINED}::test_any_range_of_256_codes",
+            "codes are counted from what is stored as 0",
+        ),
+        (
+            "train-middle", "b_w.double() + s_w.double() * middle", "b_w.double()",
+            f"{TRAINED}::test_the_converted_layers_numbers_and_the_fake_ones_gradients", "the offset is that of the middle",
+        ),
+        (
+            "train-border", "if not any(window.padding):", "if window.padding:",
+            f"{TRAINED}::test_the_converted_layers_numbers_and_the_fake_ones_gradients", "what is padded is on no grid",
+        ),
+        (
+            "train-cut", "left : left + shape[3]", "right : right + shape[3]",
+            f"{TRAINED}::test_the_converted_layers_numbers_and_the_fake_ones_gradients", "the odd element goes to the right",
+        ),
+        (
+            "train-nan", "step=step + (nan[:, None] if step.dim() == 2 else nan)", "step=step",
+            f"{TRAINED}::test_nan_reaches_the_output_or_a_gradient", "NaN must show",
+        ),
+        (
+            "train-watched", 'getattr(q, "_watch", None) is not None', "q is None",
+            f"{TRAINED}::test_curvature_is_looked_at_in_floating_point", "codes have no second derivative",
+        ),
+    ),
+    *mutants(
+        "fastq/nn/batch_norm.py",
+        (
+            "norm-training", "if self.training or self.running_mean is None", "if self.training or self.running_mean is not None",
+            "tests/nn/test_batch_norm.py", "torch's batch norm is ulps away from the affine that is deployed",
+        ),
+    ),
+    *mutants(
+        "fastq/deploy/storage.py",
+        (
+            "saved-norms", "Affine.of(network.get_submodule(path))", "network.get_submodule(path)",
+            f"{FUSION}::test_what_trains_on_integers_is_deployed_with_its_bits", "an ulp moves a code",
+        ),
+    ),
+    *mutants(
+        "fastq/deploy/fusion.py",
+        (
+            "fused-too-late", "return any(n not in chain.nodes and", "return not chain.nodes and any(",
+            f"{FUSION}::test_patterns", "what a layer reads may change before its sum",
+        ),
+        (
+            "fused-hooks", "if not module.takes_codes or hooked(module)", "if not module.takes_codes",
+            f"{FUSION}::test_what_has_hooks_stays_by_itself", "hooks want numbers",
+        ),
+        (
+            "fused-grids", "if other.inputs != first.inputs or not torch.equal(other.input_step, first.input_step):", "if False:",
+            f"{FUSION}::test_patterns", "one set of codes serves one grid",
+        ),
+        (
+            "fused-strides", "if chain.moved or (source is not None and not chain.consumers):",
+            "if source is not None and not chain.consumers:", f"{FUSION}::test_patterns", "a view needs the strides it had",
+        ),
+        (
+            "fused-relu6", "float(6 / layer.input_step) >= layer.inputs.qmax", "float(6 / layer.input_step) >= 0",
+            f"{FUSION}::test_relu6_where_codes_are_clipped_below_it", "the grid reaches beyond 6",
+        ),
+        (
+            "fused-onto", "value is right and node.target not in IN_PLACE_ADDS", "value is right",
+            f"{FUSION}::test_patterns", "what is added to in place is seen by others",
+        ),
+    ),
+    *mutants(
         "fastq/deploy/conversion.py",
         (
             "weight-middle", "middle = (grid.qmin + grid.qmax + 1) // 2", "middle = (grid.qmin + grid.qmax) // 2",
             EVERY, "integers around 0",
         ),
         (
-            "cross-term", "None if b_x is None or b_w is None else b_x * b_w", "None",
+            "cross-term", "None if b_x is None or b_w is None else (b_x * b_w).contiguous()", "None",
             EVERY, "both have an offset",
         ),
         (
             "look-up-values", "levels.scatter_(1,", "levels.scatter(1,",
-            f"{EVERY}::test_a_layer_whose_weight_alone_is_quantized_is_looked_up", "QIL and EWGS round otherwise than the grid",
+            f"{EVERY}::test_a_layer_whose_weight_alone_is_quantized_is_packed_or_looked_up",
+            "QIL and EWGS round otherwise than the grid",
         ),
         (
             "input-levels", "values.index_copy(0, (evaluated.codes(x) - grid.qmin).long(), evaluated.forward(x))", "values",
@@ -1059,6 +1288,61 @@ MUTANTS = [
         (
             "decay-not-copied", "decay=self.decay.clone() if", "decay=self.decay if",
             f"{NOISE_MODULES}::test_the_decay_of_a_call_is_that_of_its_time", "a backward pass has its forward's decay",
+        ),
+    ),
+    *mutants(
+        "fastq/packing.py",
+        (
+            "packing-neighbours", "for width in (8, 16, 32):  #", "for width in (8, 16):  #",
+            f"{PACKED}::test_every_field_lies_where_the_layout_says", "three steps bring eight fields together",
+        ),
+        (
+            "packing-widened-sign", "else sign_extended(codes.contiguous() ^ 2 ** (bits - 1), bits)",
+            "else (codes.contiguous() ^ 2 ** (bits - 1)).view(torch.int8)",
+            f"{PACKED}::test_packing_at_once_is_packing_and_moving", "a widened field keeps its sign",
+        ),
+        (
+            "packing-last-group", ".clamp_(max=self.group_size)", ".fill_(self.group_size)",
+            f"{PACKED}::test_sums_and_numbers_are_the_formulas", "the last group of a row may be shorter",
+        ),
+        (
+            "packing-conv-channels", "fields = fields.movedim(1, -1)", "fields = fields",
+            f"{PACKED}::test_a_convolution_has_its_channels_last", "a kernel meets the channels last",
+        ),
+        (
+            "packing-file-padding", "if not torch.equal(packed.data, data):", "if packed.data.shape != data.shape:",
+            f"{FILES}::test_a_header_that_lies", "a row that is said to be shorter than it is leaves bits",
+        ),
+    ),
+    *mutants(
+        "fastq/packed_formats.py",
+        (
+            "gptq-minus-one", "zero - int(minus_one)", "zero",
+            f"{FORMATS}::test_gptq_words_are_those_of_its_definition", "zeros are stored less one",
+        ),
+        (
+            "gptq-order", "not torch.equal(g_idx.to(torch.int64), trivial)", "False",
+            f"{FORMATS}::test_bad_gptq", "columns in order of activation have other groups",
+        ),
+        (
+            "int4pack-exact",
+            "exact = (zeros_of(scale, zero) == z) & (zero >= 0) & (zero <= 15)", "exact = (zero >= 0) & (zero <= 15)",
+            f"{FORMATS}::test_bad_int4pack", "a zero between two zero-points is refused, not rounded",
+        ),
+        (
+            "int4pack-slab", "for height in (min(SLAB, n), n):", "for height in (min(SLAB, n),):",
+            f"{FORMATS}::test_a_packing_in_larger_blocks_is_learned_whole", "blocks may be larger on a processor",
+        ),
+    ),
+    *mutants(
+        "fastq/container.py",
+        (
+            "container-checksum", "or hashlib.sha256(zeroed).hexdigest() != checksum:", "or len(zeroed) != len(data):",
+            f"{FILES}::test_every_flipped_bit_is_found", "a flipped bit of a tensor leaves everything else valid",
+        ),
+        (
+            "container-half-file", "part.write_bytes(data)\n", "Path(path).write_bytes(data[:8]), part.write_bytes(data)\n",
+            f"{FILES}::test_a_failed_save_leaves_what_was_there", "the old file stays until the new one is whole",
         ),
     ),
     *mutants(
