@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .products import GOALS, KINDS, LARGE, LLAMA, ROWS, Goal, Kind, Layer, layer
-from .report import Verdict, machine, verdict_line
+from .report import Verdict, machine, print_report
 from .results import DISTURBED
 
 __all__ = ["block", "headers", "lines", "notes", "plot", "show", "verdicts"]
@@ -200,34 +200,12 @@ def block(result: dict[str, Any], image: str = "") -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print tables, notes and goals; with rich where it is installed."""
-    cells = by_case(result["rows"])
-    tables = [(headers(cells), lines(result)), (conv_headers(cells), conv_lines(result))]
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        for titles, rows in tables:
-            print("\n".join(" | ".join(cells) for cells in [titles, *rows]))
-        print("\n".join([*notes(result), *map(verdict_line, verdicts(result))]))
-        return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    for titles, rows in tables:
-        if not rows:
-            continue
-        rich_table = Table(title=f"{result['name']}: microseconds")
-        for i, title in enumerate(titles):
-            rich_table.add_column(title, justify="left" if i == 0 else "right", no_wrap=True)
-        for row in rows:
-            rich_table.add_row(*row)
-        console.print(rich_table)
-    for note in notes(result):
-        console.print(note, highlight=False)
-    colors = {True: "green", False: "red", None: "yellow"}
-    for v in verdicts(result):
-        console.print(verdict_line(v), style=colors[v.met], highlight=False)
+    """Print tables, notes and goals."""
+    cells, name = by_case(result["rows"]), result["name"]
+    tables = {f"{name}: microseconds": [headers(cells), *lines(result)]}
+    if convolutions := conv_lines(result):
+        tables[f"{name}: convolutions, microseconds"] = [conv_headers(cells), *convolutions]
+    print_report(tables, notes(result), verdicts(result), width=160)
 
 
 # The roofline

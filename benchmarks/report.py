@@ -184,31 +184,38 @@ def verdict_line(v: Verdict) -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print table, notes and goals; with rich where it is installed."""
-    table, titles = lines(result), headers()
+    """Print table, notes and goals."""
+    tables = {f"{result['name']}: forward + backward": [headers(), *lines(result)]}
+    print_report(tables, notes(result), verdicts(result), width=140)
+
+
+def print_report(tables: dict[str, list[list[str]]], notes: Sequence[str], goals: Sequence[Verdict], width: int) -> None:
+    """``tables``: rows by title, the first of which are headers. With rich where it is installed, ``width`` wide into a file."""
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        widths = [max(len(row[i]) for row in [titles, *table]) for i in range(len(titles))]
-        for row in [titles, *table]:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        print("\n".join([*notes(result), *map(verdict_line, verdicts(result))]))
+        for rows in tables.values():
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            for row in rows:
+                print("  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip())
+        print("\n".join([*notes, *map(verdict_line, goals)]))
         return
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)
-    rich_table = Table(title=f"{result['name']}: forward + backward")
-    for i, title in enumerate(titles):
-        rich_table.add_column(title, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in table:
-        rich_table.add_row(*row)
-    console.print(rich_table)
-    for note in notes(result):
+        console = Console(width=width)
+    for title, (head, *rows) in tables.items():
+        table = Table(title=title)
+        for i, name in enumerate(head):
+            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for note in notes:
         console.print(note, highlight=False)
     colors = {True: "green", False: "red", None: "yellow"}
-    for v in verdicts(result):
-        console.print(verdict_line(v), style=colors[v.met], highlight=False)
+    for goal in goals:
+        console.print(verdict_line(goal), style=colors[goal.met], highlight=False)
 
 
 def plot(result: dict[str, Any], path: Path) -> bool:

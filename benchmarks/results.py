@@ -110,38 +110,38 @@ def identity(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _product(where: str, row: Any) -> None:
-    _fields(where, row, _PRODUCT)
-    _one_of(f"{where}: status", row["status"], ROW_STATUS)
-    if row["status"] != "ok":
-        _fields(where, row, {"reason": _TEXT})
-        if "time" in row:
-            raise BrokenResult(f"{where}: a row that is not ok has no times")
-        return
-    _fields(where, row, {"chosen": _FLAG, "first_call_s": _NUMBER, "time": (dict,), "copies": (int,)})
-    if "waited" in row:
-        _fields(where, row, {"waited": _NUMBER})
-    _fields(f"{where}: time", row["time"], _READINGS)
-    if not 0 < row["time"]["min_us"] <= row["time"]["median_us"]:
-        raise BrokenResult(f"{where}: times must be positive and the median no less than the least")
+    if _measured(where, row, _PRODUCT, {"chosen": _FLAG, "time": (dict,), "copies": (int,)}):
+        _times(f"{where}: time", row["time"], _READINGS)
 
 
 def _row(where: str, row: Any) -> None:
-    _fields(where, row, _ROW)
-    _one_of(f"{where}: status", row["status"], ROW_STATUS)
-    if row["status"] != "ok":
-        _fields(where, row, {"reason": _TEXT})
-        if "passes" in row:
-            raise BrokenResult(f"{where}: a row that is not ok has no times")
+    if not _measured(where, row, _ROW, {"saved_bytes": (int,), "peak_bytes": (int,), "passes": (dict,)}):
         return
-    _fields(where, row, {"saved_bytes": (int,), "peak_bytes": (int,), "first_call_s": _NUMBER, "passes": (dict,)})
-    if "waited" in row:  # where the system tells
-        _fields(where, row, {"waited": _NUMBER})
     if set(row["passes"]) != {"forward", "backward", "both"}:
         raise BrokenResult(f"{where}: passes must be forward, backward, both, got {', '.join(row['passes'])}")
     for name, one in row["passes"].items():
-        _fields(f"{where}: {name}", one, _PASS)
-        if not 0 < one["min_us"] <= one["median_us"]:
-            raise BrokenResult(f"{where}: {name}: times must be positive and the median no less than the least")
+        _times(f"{where}: {name}", one, _PASS)
+
+
+def _measured(where: str, row: Any, fields: dict[str, tuple[type, ...]], readings: dict[str, tuple[type, ...]]) -> bool:
+    """Whether the row has times; ``readings``: what it has with them."""
+    _fields(where, row, fields)
+    _one_of(f"{where}: status", row["status"], ROW_STATUS)
+    if row["status"] != "ok":
+        _fields(where, row, {"reason": _TEXT})
+        if "time" in row or "passes" in row:
+            raise BrokenResult(f"{where}: a row that is not ok has no times")
+        return False
+    _fields(where, row, {"first_call_s": _NUMBER, **readings})
+    if "waited" in row:  # where the system tells
+        _fields(where, row, {"waited": _NUMBER})
+    return True
+
+
+def _times(where: str, value: Any, fields: dict[str, tuple[type, ...]]) -> None:
+    _fields(where, value, fields)
+    if not 0 < value["min_us"] <= value["median_us"]:
+        raise BrokenResult(f"{where}: times must be positive and the median no less than the least")
 
 
 _CONTRAST: dict[str, tuple[type, ...]] = {

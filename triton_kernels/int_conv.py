@@ -50,6 +50,23 @@ def position_of(m, image, width, step_h, step_w, top, left):
 
 
 @triton.jit
+def write_sums(
+    acc, out, m, row, m_there, n_there, n, scale, x_scale, bias, multiplier, addend, residual, out_scale, low, high, code_zero,
+    EACH: tl.constexpr, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """The sums as they are into int32, through the epilogue otherwise; ``m`` and ``row`` stand across each other."""
+    if out.dtype.element_ty == tl.int32:
+        tl.store(out + (m * n + row), acc, mask=m_there & n_there)
+    else:
+        w_scale = one_or_each(scale, row, n_there, EACH)
+        y = dequantized(acc, w_scale, None if x_scale is None else tl.load(x_scale))
+        write(
+            y, out, m, row, m_there, n_there, n, bias, multiplier, addend, residual, out_scale, low, high, code_zero, ACTIVATION,
+            INTERPRETED,
+        )  # fmt: skip
+
+
+@triton.jit
 def conv_kernel(
     x, weight, scale, zero, sums, x_scale, out, rows: i64, n, of_group, k, row_bytes, channels, all_channels, height, width,
     out_image, out_width, kernel_w, step_h, step_w, top, left, apart_h, apart_w, x_zero, outside, steps,
@@ -129,17 +146,10 @@ def conv_kernel(
     if zero is not None and BITS == 8:
         acc -= t[:, None] * total[None, :]
     acc -= (tl.load(sums + row, mask=n_there, other=0) * x_zero)[:, None]
-    m, row = m[None, :], row[:, None]
-    m_there, n_there = m_there[None, :], n_there[:, None]
-    if out.dtype.element_ty == tl.int32:
-        tl.store(out + (m * n + row), acc, mask=m_there & n_there)
-    else:
-        w_scale = one_or_each(scale, row, n_there, EACH)
-        y = dequantized(acc, w_scale, None if x_scale is None else tl.load(x_scale))
-        write(
-            y, out, m, row, m_there, n_there, n, bias, multiplier, addend, residual, out_scale, low, high, code_zero, ACTIVATION,
-            INTERPRETED,
-        )  # fmt: skip
+    write_sums(
+        acc, out, m[None, :], row[:, None], m_there[None, :], n_there[:, None], n, scale, x_scale, bias, multiplier, addend,
+        residual, out_scale, low, high, code_zero, EACH, ACTIVATION, INTERPRETED,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -170,17 +180,10 @@ def depthwise_kernel(
         stored = tl.load(w_rows + (tap // (64 * (8 // BITS))) * 64 + tap % 64, mask=n_there, other=0).to(tl.int32)
         f = (stored << (32 - BITS - part * BITS)) >> (32 - BITS)
         acc += tl.where(there, code - x_zero, 0) * (f - t)[None, :]
-    m, row = m[:, None], row[None, :]
-    m_there, n_there = m_there[:, None], n_there[None, :]
-    if out.dtype.element_ty == tl.int32:
-        tl.store(out + (m * n + row), acc, mask=m_there & n_there)
-    else:
-        w_scale = one_or_each(scale, row, n_there, EACH)
-        y = dequantized(acc, w_scale, None if x_scale is None else tl.load(x_scale))
-        write(
-            y, out, m, row, m_there, n_there, n, bias, multiplier, addend, residual, out_scale, low, high, code_zero, ACTIVATION,
-            INTERPRETED,
-        )  # fmt: skip
+    write_sums(
+        acc, out, m[:, None], row[None, :], m_there[:, None], n_there[None, :], n, scale, x_scale, bias, multiplier, addend,
+        residual, out_scale, low, high, code_zero, EACH, ACTIVATION, INTERPRETED,
+    )  # fmt: skip
 
 
 def conv2d(x: torch.Tensor, w: Operand, window: Window, e: Epilogue) -> torch.Tensor:

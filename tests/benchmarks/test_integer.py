@@ -281,7 +281,7 @@ def change(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (change("rows", "one"), r"rows\[0\]: rows must be int, got 'one'"),
         (change("chosen", 1), r"rows\[0\]: chosen must be bool, got 1"),
         (lambda row: row.pop("copies"), r"rows\[0\]: copies is missing"),
-        (lambda row: row["time"].update(median_us=0.0), r"rows\[0\]: times must be positive"),
+        (lambda row: row["time"].update(median_us=0.0), r"rows\[0\]: time: times must be positive"),
         (lambda row: row["time"].pop("rounds"), r"rows\[0\]: time: rounds is missing"),
         (change("status", "failed"), r"rows\[0\]: reason is missing"),
         (lambda row: row.update(status="failed", reason="wrong"), r"rows\[0\]: a row that is not ok has no times"),

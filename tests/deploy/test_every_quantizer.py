@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from device import drawn
-from quantizers import INPUTS, WEIGHTS, WHOLE, trained
+from quantizers import CONVOLUTIONS, INPUTS, WEIGHTS, WHOLE, product, trained
 from torch import nn
 
 import fastq
@@ -25,13 +25,7 @@ BITS = (2, 3, 4, 8)
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 6), (2, 3, 12)),
     "linear per group": (lambda: nn.Linear(12, 6), (5, 12)),
-    "conv2d": (lambda: nn.Conv2d(3, 6, 3), (2, 3, 6, 5)),
-    "depthwise": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), (2, 4, 5, 4)),
-    "grouped": (lambda: nn.Conv2d(4, 6, (3, 2), stride=2, dilation=(1, 2), groups=2, bias=False), (2, 4, 7, 6)),
-    "padded": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=(2, 1)), (2, 3, 5, 6)),
-    "reflected": (lambda: nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), (1, 2, 5, 4)),
-    "conv1d": (lambda: nn.Conv1d(4, 6, 4, padding="same", groups=2), (2, 4, 9)),
-    "one sample": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 5, 5)),
+    **CONVOLUTIONS,
 }
 DIRECT = {nn.Linear: DirectLinear, nn.Conv1d: DirectConv1d, nn.Conv2d: DirectConv2d}
 
@@ -55,15 +49,6 @@ def pair(kind, weight, source, bits, seed=0):
 
 def integers(grid, codes):
     return (2 * codes + 1 if grid.odd else codes).double()
-
-
-def product(layer, x, w, bias=None):
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, w, bias)
-    x = x if layer.padding_mode == "zeros" else F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-    padding = layer.padding if layer.padding_mode == "zeros" else 0
-    convolve = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
-    return convolve(x, w, bias, layer.stride, padding, layer.dilation, layer.groups)
 
 
 @torch.no_grad()

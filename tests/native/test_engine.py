@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from engine_cases import Product, drawn_codes
 
 import fastq
+import fastq.ops  # defines the operators, which some tests call as they are
 from fastq import _runtime
 from fastq.engine import table
 from fastq.testing import same_bits

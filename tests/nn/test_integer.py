@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from device import drawn
 from functorch.compile import make_boxed_func
-from quantizers import INPUTS, WEIGHTS, WHOLE, trained
+from quantizers import CONVOLUTIONS, INPUTS, WEIGHTS, WHOLE, product, trained
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
@@ -22,13 +22,7 @@ NOISY = ("tempered", "noise")
 LAYERS = {
     "linear": (lambda: nn.Linear(20, 6), (2, 3, 20)),
     "per group": (lambda: nn.Linear(48, 6), (5, 48)),
-    "conv2d": (lambda: nn.Conv2d(3, 6, 3), (2, 3, 6, 5)),
-    "depthwise": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), (2, 4, 5, 4)),
-    "grouped": (lambda: nn.Conv2d(4, 6, (3, 2), stride=2, dilation=(1, 2), groups=2, bias=False), (2, 4, 7, 6)),
-    "padded": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=(2, 1)), (2, 3, 5, 6)),
-    "reflected": (lambda: nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), (1, 2, 5, 4)),
-    "conv1d": (lambda: nn.Conv1d(4, 6, 4, padding="same", groups=2), (2, 4, 9)),
-    "one sample": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 5, 5)),
+    **CONVOLUTIONS,
 }
 #: Each quantizer with one of the other side, each kind of layer with several of them.
 WITH = [(w, s) for w, s in zip(WEIGHTS, itertools.cycle(("lsq", "lsq+", "pact two-sided", "qil", "ewgs")), strict=False)]
@@ -53,15 +47,6 @@ def layers(kind, weight, source, bits):
     integer = copy.deepcopy(fake)
     integer.forward_kind = "integer"
     return fake, integer, x
-
-
-def product(layer, x, w, bias=None):
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, w, bias)
-    x = x if layer.padding_mode == "zeros" else F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-    padding = layer.padding if layer.padding_mode == "zeros" else 0
-    convolve = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
-    return convolve(x, w, bias, layer.stride, padding, layer.dilation, layer.groups)
 
 
 def run(layer, x, g=None):
