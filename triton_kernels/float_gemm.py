@@ -153,12 +153,12 @@ def finish(partial: torch.Tensor, scale: torch.Tensor | None, out: torch.Tensor,
     )  # fmt: skip
 
 
-def linear(x: torch.Tensor, w: Operand, e: Epilogue) -> torch.Tensor:
-    """``fastq.int_linear`` of floating point ``x`` ``(M, K)``."""
+def linear(x: torch.Tensor, w: Operand, e: Epilogue, chosen: Configuration | None = None) -> torch.Tensor:
+    """``fastq.int_linear`` of floating point ``x`` ``(M, K)``. ``chosen``: not the table's."""
     rows = x.shape[0]
     out = torch.empty((rows, w.n), dtype=e.out_dtype, device=x.device)
     bits = field_bits(w.bits, "tiles")
-    c = configuration(rows, x.dtype, bits, bool(w.group_size), architecture_of(x.device))
+    c = chosen or configuration(rows, x.dtype, bits, bool(w.group_size), architecture_of(x.device))
     parts = 8 // bits
     data = tiles_of(w)
     row_bytes, k = data.shape[1], w.k

@@ -186,8 +186,8 @@ def depthwise_kernel(
     )  # fmt: skip
 
 
-def conv2d(x: torch.Tensor, w: Operand, window: Window, e: Epilogue) -> torch.Tensor:
-    """``fastq.int_conv2d`` of codes ``x`` ``(B, C, H, W)``, channels last."""
+def conv2d(x: torch.Tensor, w: Operand, window: Window, e: Epilogue, chosen: Configuration | None = None) -> torch.Tensor:
+    """``fastq.int_conv2d`` of codes ``x`` ``(B, C, H, W)``, channels last. ``chosen``: not the table's, of a matrix product."""
     images, all_channels, height, width = x.shape
     oh, ow = window.size(height, width)
     plain = window.kernel == (1, 1) and window.stride == (1, 1) and not any(window.padding) and window.groups == 1
@@ -216,7 +216,8 @@ def conv2d(x: torch.Tensor, w: Operand, window: Window, e: Epilogue) -> torch.Te
             )  # fmt: skip
         else:
             unsigned = x.dtype == torch.uint8
-            c = configuration(rows, of_group, window.groups, bits, window.channels % 16 != 0, architecture_of(x.device))
+            gathered = window.channels % 16 != 0
+            c = chosen or configuration(rows, of_group, window.groups, bits, gathered, architecture_of(x.device))
             size = c.block_k
             conv_kernel[(window.groups * triton.cdiv(rows, c.block_m) * triton.cdiv(of_group, c.block_n),)](
                 x.view(torch.int8), data, w.scale, w.zero, w.sums, e.x_scale, out, rows, w.n, of_group, w.k, row_bytes,

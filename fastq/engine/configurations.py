@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["FIXED", "KINDS", "Configuration", "architecture_of", "find", "load", "shipped", "write"]
+__all__ = ["KINDS", "Configuration", "architecture_of", "find", "load", "shipped", "write"]
 
 VERSION = 1
-#: Of a product: the width of the weight's fields, ``_group`` with scales of groups, ``_few`` where few rows make programs share K.
-KINDS = tuple(f"w{bits}a8{group}{few}" for bits in (8, 4, 2) for group in ("", "_group") for few in ("", "_few"))
-#: Those that ``python -m fastq tune`` does not measure: products of floating point inputs (``a32``: of float32, any width), and
-#: convolutions; ``_narrow``: for few channels or little work, ``gathered``: channels that are no multiple of 16.
-FIXED = (
-    *(f"w{bits}a16{group}{few}" for bits in (8, 4, 2) for group in ("", "_group") for few in ("", "_few")),
+#: By the widths of the weight's fields and of the input (``a16``: bfloat16 or float16; ``a32``: float32, weights of any width).
+#: ``_group``: scales of groups; ``_few``: few rows make programs share K. ``_conv``: convolutions, ``_narrow`` with few channels or
+#: little work, ``gathered`` with channels that are no multiple of 16.
+KINDS = (
+    *(f"w{bits}a{x}{group}{few}" for x in (8, 16) for bits in (8, 4, 2) for group in ("", "_group") for few in ("", "_few")),
     *("a32", "a32_few", "conv_gathered"),
     *(f"w{bits}a8_conv{narrow}" for bits in (8, 4, 2) for narrow in ("", "_narrow")),
 )
@@ -56,8 +55,8 @@ class Configuration:
 
     def reason_against(self) -> str | None:
         """Why no kernel could run with this, or None."""
-        if self.kind not in KINDS + FIXED:
-            return f"kind must be one of {', '.join(KINDS + FIXED)}, got {self.kind!r}"
+        if self.kind not in KINDS:
+            return f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}"
         sizes = {"block_m": (16, 256), "block_n": (64, 256), "block_k": (64, 256), "warps": (1, 16), "parts": (1, 16)}
         for name, (least, most) in sizes.items():
             value = getattr(self, name)

@@ -1,7 +1,7 @@
 """Runs convolutions of codes, products of floating point inputs and quantization on Triton's interpreter, beside the reference.
 
 A program of its own: the interpreter must be chosen before Triton is imported.
-``python interpreted_products.py conv|float|quantize`` prints one line for each case, and the worst error of float products.
+``python interpreted_products.py conv|float|quantize|tune`` prints one line for each case, and the worst error of float products.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from engine_cases import drawn_codes, products
 
 import fastq
+from fastq.engine.configurations import KINDS
+from fastq.tune import Bench, candidates, rows_of
 
 #: B, C, H, W, O, groups, kernel, stride, padding (left, right, top, bottom), dilation
 IMAGES: tuple[tuple[Any, ...], ...] = (
@@ -169,6 +171,32 @@ def quantization() -> None:
                 same(f"scales {dtype} {shape} {bits}", scale, of)
 
 
+class Wrong(Bench):
+    """A kernel's results are all a thousandth off."""
+
+    def product(self, kind: str, rows: int) -> Any:
+        runs, first, wanted, exact = super().product(kind, rows)
+        return runs, first, wanted * 1.001, exact
+
+    def convolution(self, kind: str, rows: int) -> Any:
+        runs, first, wanted, exact = super().convolution(kind, rows)
+        return runs, first, wanted * 1.001, exact
+
+
+def tuning() -> None:
+    """What ``python -m fastq tune`` runs and compares before it times, with the first candidate of each kind."""
+    bench, wrong = (made(torch.device("cpu"), size=128) for made in (Bench, Wrong))
+    for kind in KINDS:
+        for rows in rows_of(kind):
+            c = next(candidates(kind, 90, rows, 132))
+            print(f"tune {kind} {rows}: {len(bench.checked(c, 2))} copies")
+        try:
+            wrong.checked(c, 2)
+        except ArithmeticError:
+            continue
+        raise SystemExit(f"tune {kind}: a wrong result is taken")
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    {"conv": convolutions, "float": float_products, "quantize": quantization}[sys.argv[1]]()
+    {"conv": convolutions, "float": float_products, "quantize": quantization, "tune": tuning}[sys.argv[1]]()
