@@ -1,7 +1,8 @@
 """What every file of fastq is: safetensors, whose metadata has one JSON value with a version and a checksum of the whole file.
 
-``checksum`` is the SHA-256 of the whole file with the checksum's digits as zeros, so that no damaged byte passes. A file is written
-beside its path and then moved there. Nothing is unpickled.
+``checksum`` is the SHA-256 of the whole file with the checksum's digits as zeros, so that no damaged byte passes; ``tensors`` is a
+number, of the file's tensors, so that one is missed which a layer could do without. A file is written beside its path and then
+moved there. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def write(path: str | os.PathLike[str], key: str, version: int, header: dict[str
 
     An interrupted write leaves no half file. Raises ``OSError`` if the file cannot be written.
     """
-    header = {"version": version, "checksum": "0" * 64, **header}
+    header = {"version": version, "checksum": "0" * 64, "tensors": len(tensors), **header}
     data = safetensors.torch.save(tensors, {key: json.dumps(header, separators=(",", ":"))})
     digest = hashlib.sha256(data).hexdigest().encode()
     data = _CHECKSUM.sub(lambda match: match[1] + digest + match[3], data, count=1)
@@ -51,11 +52,12 @@ def name_of(source: str | os.PathLike[str] | bytes) -> str:
 
 
 def read(
-    source: str | os.PathLike[str] | bytes, key: str, versions: tuple[int, ...], what: str
+    source: str | os.PathLike[str] | bytes, key: str, versions: tuple[int, ...], what: str, uncounted: tuple[int, ...] = ()
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The header and the tensors of an intact file that :func:`write` wrote with ``key`` and one of ``versions``.
 
-    ``source``: a path, or the file's bytes. ``what``: what such a file holds, for messages.
+    ``source``: a path, or the file's bytes. ``what``: what such a file holds, for messages. ``uncounted``: versions whose header
+    does not say how many tensors there are.
 
     Raises ``FormatError`` if the file is anything else, ``OSError`` if it cannot be read.
     """
@@ -77,6 +79,9 @@ def read(
     if match is None or match[2].decode() != checksum or hashlib.sha256(zeroed).hexdigest() != checksum:
         raise FormatError(f"load: {name} is truncated or corrupted: its checksum does not match")
     try:
-        return header, safetensors.torch.load(data)
+        tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise FormatError(f"load: {name} is no valid safetensors file: {error}") from None
+    if version not in uncounted and (count := header.get("tensors")) != len(tensors):
+        raise FormatError(f"load: {name} has {len(tensors)} tensors where its header says {count!r:.20}")
+    return header, tensors

@@ -69,7 +69,8 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
     floating point and summed in float32, so that it agrees to the rounding of that sum (per group: of multiples of 16). Two kinds
     have neither form and become a :class:`~fastq.deploy.LookupLinear` or :class:`~fastq.deploy.LookupConv`, whose output has the
     same bits as the fake-quantized layer's: those whose weight is a :class:`fastq.nn.DirectWeight`, for its levels are not evenly
-    spaced, and those whose weight alone is quantized on another grid or in float64.
+    spaced, and those whose weight alone is quantized on another grid or in float64. One has none at all and stays fake-quantized:
+    a weight alone, per group of another size or along an axis that is not that of the outputs.
 
     With ``fuse`` the batch norm, residual addition and ReLU that follow an integer layer are computed in its epilogue, and where
     only integer layers with one and the same input grid come after that, it gives them int8 codes. For that ``torch.fx`` traces
@@ -116,10 +117,10 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
             raise ValueError("convert: model is a converted network already; give the one that was trained")
         for name, module in model.named_modules():
             if isinstance(getattr(module, "weight_quantizer", None), Quantizer):
-                where = f"layer {name or '(the model itself)'}"
-                raise ValueError(
-                    f"convert: {where}: its weight quantizer is not enabled, as in a phase of full precision; convert later"
-                )
+                why = "its weight quantizer is not enabled, as in a phase of full precision; convert later"
+                if quantizer_of("weight", module) is not None:
+                    why = "its weight alone is quantized, per group of no multiple of 16 or along an axis that is not 0"
+                raise ValueError(f"convert: layer {name or '(the model itself)'}: {why}")
         raise ValueError("convert: model has no layer with a weight and an input quantizer; call fastq.prepare first")
     # deepcopy looks its memo up before it copies: a layer met under two names becomes one integer layer, as it was one
     memo: dict[int, Any] = {id(module): layer for module, layer in made.items()}

@@ -361,6 +361,11 @@ class IntegerLayer(PackedLayer):
     ) -> None:  # fmt: skip
         super().__init__(weight, tensors, inputs, magnitude)
         self.weights = weights
+        if self.plain and (inputs.odd or self.input_offset is not None or not -128 <= -inputs.zero <= 127):
+            raise ValueError(
+                "a layer without a scale of its own takes codes of an even grid without an offset, with a zero among them; "
+                f"got {inputs} and {'no' if self.input_offset is None else 'an'} offset"
+            )
         of_weight = 2**weight.bits - 1 if weight.stored_zero is not None else 2 ** (weight.bits - 1)
         # a bound of the engine's accumulator, and of the four sums that make one of a grid that is not plain, taken together
         most = max((max(127 + inputs.zero, 128 - inputs.zero) if self.plain else 128) * of_weight, inputs.largest * weights.largest)

@@ -1,11 +1,11 @@
 """``fastq.save`` and ``fastq.load``: an integer network in a safetensors file.
 
-The file's metadata has one key, ``"fastq"``, whose value is JSON: ``version``, ``checksum``, ``disabled``, the names of quantizers
-that are left and not enabled, and ``layers``, which says per integer, weight-only or look-up layer its kind and numbers. Weights
-are stored in the canonical layout of :mod:`fastq.packing`, look-up codes packed to their bits (2-bit codes take 2 bits); every
-other tensor of the network's ``state_dict`` is stored as it is. ``fused`` says whether the network is to be fused again,
-``norms`` which batch norms compute :func:`fastq.nn.batch_norm.affine_of`, whatever those of the architecture do.
-``fastq/container.py`` has the checksum, which every file of fastq has.
+The file's metadata has one key, ``"fastq"``, whose value is JSON: ``version``, ``checksum`` and ``tensors``, the number of tensors,
+which every file of fastq has (``fastq/container.py``); ``disabled``, the names of quantizers that are left and not enabled; and
+``layers``, which says per integer, weight-only or look-up layer its kind and numbers. Weights are stored in the canonical layout of
+:mod:`fastq.packing`, look-up codes packed to their bits (2-bit codes take 2 bits); every other tensor of the network's
+``state_dict`` is stored as it is. ``fused`` says whether the network is to be fused again, ``norms`` which batch norms compute
+:func:`fastq.nn.batch_norm.affine_of`, whatever those of the architecture do.
 
 Versions 1 and 2 had a layer's codes in one run of bits, without rows, and no steps of weights but their products with those of the
 inputs; they are read as layers that are not plain. Version 1 is what fastq wrote when all grids had a zero: ``"odd_inputs"``,
@@ -26,6 +26,7 @@ from torch import nn
 from .. import container
 from ..container import FormatError
 from ..nn import Quantizer
+from ..nn.batch_norm import AFFINE
 from ..packing import BITS, PackedWeight
 from .conversion import convolution, padding_of
 from .fusion import Fusion, fuse, fused, is_affine, report, unfuse
@@ -180,6 +181,8 @@ def _fitting(layer: Any, old: nn.Module) -> Any:
             whole = (*whole[:2], 1, whole[2])
         if shape != whole:
             raise ValueError(f"a weight of shape {shape} in the place of {tuple(old.weight.shape)}")
+        if (layer.bias is None) != (old.bias is None):
+            raise ValueError(f"{'no' if layer.bias is None else 'a'} bias in the place of {'none' if old.bias is None else 'one'}")
         if not linear:
             where = {"padding": old.padding, "copied": padding_of(old)} if by_lookup else {"padding": padding_of(old)}
             expected = convolution(old) | where
@@ -245,7 +248,7 @@ def load(source: str | os.PathLike[str] | bytes, model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"load: model must be a torch.nn.Module, got {type(model).__name__}")
     name = container.name_of(source)
-    header, tensors = container.read(source, "fastq", VERSIONS, "network")
+    header, tensors = container.read(source, "fastq", VERSIONS, "network", uncounted=(1, 2))
     network: nn.Module = unfuse(copy.deepcopy(model).cpu())
     made: dict[int, CodedLayer] = {}
     try:
@@ -263,14 +266,18 @@ def load(source: str | os.PathLike[str] | bytes, model: nn.Module) -> nn.Module:
                 setattr(network.get_submodule(parent), child, layer)
             layer.__dict__["replaced"] = old  # alive while its id is a key
         network.load_state_dict(tensors, strict=True)
-        for path in header.get("norms", []):
-            Affine.of(network.get_submodule(path))
+        affine = {network.get_submodule(path) for path in header.get("norms", [])}
+        for m in network.modules():
+            if m in affine:
+                Affine.of(m)
+            elif type(m) in AFFINE.values():
+                m.__class__ = m._float  # type: ignore[assignment]
         for m in network.modules():
             if isinstance(m, Quantizer):
                 m.enabled = True
         for path in header.get("disabled", []):
             network.get_submodule(path).enabled = False  # type: ignore[assignment]
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise FormatError(f"load: {name} does not fit the model: {reason:.300}") from None
     for layer in made.values():

@@ -12,8 +12,9 @@ backward passes. What the product keeps for it is the codes, a byte each. Under 
 to autocast's dtype.
 
 Against ``forward="fake"``, whose product rounds each of its K terms and sums: within ``(K + 24) * 2**-23`` of the sum of the
-magnitudes of the terms, offsets counted by themselves. NaN, for which no integer stands: a row of weights with one gives NaN; one
-in the input counts as 0 in the output (a converted layer then gives NaN), and gives NaN to the gradient of the input's step.
+magnitudes of the terms, offsets counted by themselves. NaN, for which no integer stands: a weight with one makes the outputs that
+share its step NaN; one in the input counts as 0, or as the input's offset, in the output (a converted layer then gives NaN), and
+gives NaN to the gradient of the input's step.
 
 A quantizer gives ``step * K + offset``, ``K`` its code or, where its grid is odd, ``2 * code + 1`` (:class:`fastq.nn.Grid`). With
 ``x = s_x*X + b_x`` and ``w = s_w*W + b_w``, and all sums over the positions that lie inside the input::
@@ -114,15 +115,21 @@ def check_forward(name: str, forward: Any, weight: Quantizer | None, source: Qua
             raise ValueError(f"{name}: forward='integer' needs codes, and {which}, {type(quantizer).__name__}, has none")
 
 
-def in_integers(layer: Any) -> bool:
-    """Whether ``layer`` multiplies integers now: not while one of its quantizers is switched off, or trains in full precision, nor
-    while its curvature is looked at (:func:`fastq.nn.set_hessian_deltas`), for which all has to be differentiated twice."""
+def in_integers(layer: Any, input: torch.Tensor) -> bool:
+    """Whether ``layer`` multiplies integers now: not while one of its quantizers is switched off, or trains in full precision, or
+    has no grid for want of values in its first batch, nor while its curvature is looked at (:func:`fastq.nn.set_hessian_deltas`),
+    for which all has to be differentiated twice."""
     quantizers = (layer.weight_quantizer, layer.input_quantizer)
     if any(getattr(q, "_watch", None) is not None for q in quantizers):
         return False
     if any(q is None or not q.enabled or getattr(q, "bits", 0) is None for q in quantizers):
         return False
     check_forward(type(layer).__name__, layer.forward_kind, *quantizers)
+    for q, t in zip(quantizers, (layer.weight, input), strict=True):
+        if not q._initialized:
+            q._ready(t)
+            if not q._initialized:
+                return False
     return True
 
 
@@ -184,7 +191,7 @@ def _coded_by_lsq(q: LSQ, x: torch.Tensor, what: str) -> Coded | None:
         return None
     q._ready(x)
     low, high = q._range()
-    if not low <= 0 <= high or not q._initialized:  # an empty first batch sets nothing
+    if not low <= 0 <= high:
         return None
     step, offset = q._parameters_for(x)
     scale = effective_step(step.detach(), q.eps).reshape(1)
@@ -226,7 +233,8 @@ def coded_input(layer: Any, x: torch.Tensor) -> Coded:
 def coded_weight(layer: Any, together: torch.Tensor | None) -> Coded:
     """The weight of ``layer`` in codes; ``together``: its numbers, where they were made with those of other layers.
 
-    A row that holds NaN, which is no code, has NaN for a step. ``ValueError`` where its granularity is none of the engine's.
+    Where NaN is, which is no code, the step is NaN: the one of all rows, or a row's own. ``ValueError`` where its granularity is
+    none of the engine's.
     """
     what, q, weight = f"{type(layer).__name__}: weight_quantizer", layer.weight_quantizer, layer.weight
     if weight.dtype not in FLOATS:
@@ -422,7 +430,9 @@ def _check_length(name: str, x: Coding, w: Coding, products: int) -> None:
 
 def _out_dtype(x: torch.Tensor) -> torch.dtype:
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):  # type: ignore[attr-defined]
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 def linear_in_integers(layer: Any, input: torch.Tensor, together: torch.Tensor | None) -> torch.Tensor:

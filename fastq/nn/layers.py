@@ -113,7 +113,7 @@ class _QuantizedConv(_Quantized):
     _conv_forward: Any
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.forward_kind == "integer" and in_integers(self):
+        if self.forward_kind == "integer" and in_integers(self, input):
             return conv_in_integers(self, input, quantized_together(self))
         x, weight = self._quantized(input)
         return self._conv_forward(x, weight, self.bias)
@@ -129,7 +129,7 @@ class QuantLinear(_Quantized, nn.Linear):
     _float = nn.Linear
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.forward_kind == "integer" and in_integers(self):
+        if self.forward_kind == "integer" and in_integers(self, input):
             return linear_in_integers(self, input, quantized_together(self))
         x, weight = self._quantized(input)
         return F.linear(x, weight, self.bias)

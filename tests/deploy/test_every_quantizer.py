@@ -285,7 +285,7 @@ def test_a_weight_alone_per_group_stays_as_it_is():
 
 
 def forged(data, change, change_tensors=lambda tensors: None):
-    """The file with ``change(header)`` done to its header, and a checksum that fits."""
+    """The file with ``change(header)`` done to its header, and a checksum and number of tensors that fit."""
     (size,) = struct.unpack("<Q", data[:8])
     top = json.loads(data[8 : 8 + size])
     header = json.loads(top["__metadata__"]["fastq"])
@@ -293,6 +293,7 @@ def forged(data, change, change_tensors=lambda tensors: None):
     header["checksum"] = "0" * 64
     tensors = safetensors.torch.load(data)
     change_tensors(tensors)
+    header["tensors"] = len(tensors)
     text = json.dumps(header, separators=(",", ":"))
     data = safetensors.torch.save(tensors, {"fastq": text})
     return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)

@@ -154,6 +154,31 @@ def test_a_model_that_does_not_fit(saved):
         save("network", "never-written")
 
 
+def test_a_bias_is_where_the_architecture_has_one(tmp_path):
+    for bias in (True, False):
+        model = nn.Sequential(QuantLinear(4, 3, bias=bias, weight_quantizer=LSQ(4), input_quantizer=LSQ(4)))
+        model(torch.randn(8, 4))
+        save(convert(model), tmp_path / "net")
+        load(tmp_path / "net", model)
+        message = "a bias in the place of none$" if bias else "no bias in the place of one$"
+        with pytest.raises(FormatError, match=message):
+            load(tmp_path / "net", nn.Sequential(nn.Linear(4, 3, bias=not bias)))
+
+
+def test_batch_norms_are_those_of_the_saved_network(tmp_path):
+    """Whatever the architecture was prepared for."""
+    recipe = fastq.recipes.lsq(4, 4)
+    for forward in ("fake", "integer"):
+        model = fastq.prepare(float_model(), recipe, forward=forward).model
+        model(X)
+        network = convert(model, fuse=False)
+        save(network, tmp_path / "net")
+        for other in ("fake", "integer"):
+            again = load(tmp_path / "net", fastq.prepare(float_model(), recipe, forward=other).model)
+            assert torch.equal(again.to(DEVICE)(X), network(X)), (forward, other)
+            assert (type(again[1]) is nn.BatchNorm2d) == (forward == "fake")
+
+
 def test_compare_counts(saved):
     model = quantized()
     network = convert(model)

@@ -408,6 +408,33 @@ def test_empty_and_single_batches(rows):
         close(of_fake, of_integer)
 
 
+@pytest.mark.parametrize("x", [torch.zeros(0, 5), torch.zeros(0, 3, 4, 4)], ids=["linear", "conv2d"])
+def test_an_empty_first_batch_leaves_the_second_to_set_the_steps(x):
+    def layer(forward):
+        torch.manual_seed(0)
+        quantizers = {"weight_quantizer": LSQ(4), "input_quantizer": LSQ(4), "forward": forward}
+        return QuantLinear(5, 4, **quantizers) if x.dim() == 2 else QuantConv2d(3, 4, 3, **quantizers)
+
+    integer, fake = layer("integer"), layer("fake")
+    y = integer(x)
+    assert y.shape == fake(x).shape and not integer.input_quantizer.initialized
+    y.sum().backward()
+    full = drawn((6, *x.shape[1:]))
+    assert torch.allclose(integer(full), fake(full), atol=1e-5) and integer.input_quantizer.initialized
+
+
+def test_layers_without_elements():
+    for inputs, outputs in ((5, 0), (0, 3)):
+        layer = QuantLinear(inputs, outputs, weight_quantizer=LSQ(4), input_quantizer=LSQ(4), forward="integer")
+        assert layer(drawn((2, inputs))).shape == (2, outputs)
+
+
+def test_meta_tensors_have_shapes():
+    layer, _, x = layers("linear", "lsq", "lsq", 4)
+    layer.forward_kind = "integer"
+    assert layer.to("meta")(x.to("meta")).shape == (2, 3, 6)
+
+
 # --- what cannot be ---------------------------------------------------------------------------------------------------------
 
 
