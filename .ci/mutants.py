@@ -789,9 +789,10 @@ MUTANTS = [
         ("triton-gemm-groups", "(k >= start) & (k < end)", "k < end", TRITON_GEMM, "groups that share a piece of K"),
         ("triton-gemm-zeros", "acc -= t * r", "acc += t * r", TRITON_GEMM, "the weight's zero is subtracted"),
         (
-            "triton-gemm-unsigned", "(128 if x.dtype == torch.uint8 else 0)", "0",
+            "triton-gemm-unsigned", "e.x_zero_point - 128 * unsigned", "e.x_zero_point",
             TRITON_GEMM, "uint8 codes less 128 have a zero-point less 128",
         ),
+        ("triton-gemm-flip", "left = left ^ -128", "left = left", TRITON_GEMM, "uint8 codes are taken less 128"),
         ("triton-gemm-shares", "for _ in range(1, bound(", "for _ in range(2, bound(", TRITON_GEMM, "every share is added"),
     ),
     *mutants(
@@ -1123,8 +1124,12 @@ MUTANTS = [
     *mutants(
         "fastq/deploy/storage.py",
         (
-            "saved-norms", "Affine.of(network.get_submodule(path))", "network.get_submodule(path)",
+            "saved-norms", "Affine.of(m)", "m.eval()",
             f"{FUSION}::test_what_trains_on_integers_is_deployed_with_its_bits", "an ulp moves a code",
+        ),
+        (
+            "saved-norms-kept", "m.__class__ = m._float", "m.eval()",
+            "tests/deploy/test_storage.py::test_batch_norms_are_those_of_the_saved_network", "nor those of the architecture",
         ),
     ),
     *mutants(

@@ -160,7 +160,7 @@ class Run:
                     built = provider.builts[0]
                     if built.takes not in inputs:
                         x = self.reference.x[:rows]
-                        inputs[built.takes] = self.weights.as_numbers(x, built.takes) if built.takes != "codes" else x
+                        inputs[built.takes] = self.weights.given(x, built.takes)
                     x = inputs[built.takes]
                     start = time.perf_counter()
                     got = built.run(x)

@@ -67,11 +67,18 @@ class Weights:
         """What ``x`` stands for."""
         return x.to(dtype) if self.kind.activation == 16 else (x.to(torch.float32) * X_SCALE).to(dtype)
 
+    def given(self, x: torch.Tensor, takes: torch.dtype | str) -> torch.Tensor:
+        """``x`` as what :attr:`Built.takes` says."""
+        if isinstance(takes, torch.dtype):
+            return self.as_numbers(x, takes)
+        return (x ^ 128).view(torch.int8) if takes == "codes less 128" else x
+
 
 class Built(NamedTuple):
-    """A function of the input; what it takes: ``"codes"`` (:meth:`Weights.inputs` as they are), or a floating point dtype; and
-    what it gives: ``"values"``, ``"sums"`` (int32 accumulators), ``"codes"`` (requantized). ``own``: the weight that it really
-    multiplies with, ``(N, K)``, where it quantizes on a grid of its own."""
+    """A function of the input; what it takes: ``"codes"`` (:meth:`Weights.inputs` as they are), ``"codes less 128"`` (int8 for
+    uint8, as fastq's networks hand them on), or a floating point dtype; and what it gives: ``"values"``, ``"sums"`` (int32
+    accumulators), ``"codes"`` (requantized). ``own``: the weight that it really multiplies with, ``(N, K)``, where it quantizes on
+    a grid of its own."""
 
     run: Callable[[torch.Tensor], torch.Tensor]
     takes: torch.dtype | str = "codes"
@@ -127,7 +134,8 @@ def fastq_kernel(weights: Weights, kernel: str) -> Built:
     if weights.kind.conv:
         step, window = torch.full((1,), weights.out_scale, device=weights.device), weights.layer.window
         keywords: dict[str, Any] = {"stride": window.stride, "padding": (window.padding[2], window.padding[0]), "x_scale": scale}
-        return Built(lambda x: fastq.int_conv2d(x, packed, **keywords, out_scale=step, kernel=kernel), gives="codes")
+        keywords |= {"x_zero_point": -128, "out_scale": step, "kernel": kernel}
+        return Built(lambda x: fastq.int_conv2d(x, packed, **keywords), "codes less 128", "codes")
     keywords = {} if weights.kind.activation == 16 else {"x_scale": scale}
     return Built(lambda x: fastq.int_linear(x, packed, **keywords, out_dtype=torch.bfloat16, kernel=kernel))
 
@@ -269,10 +277,10 @@ def _gemlite(weights: Weights) -> Built:
 
 
 def _torchao(weights: Weights) -> Built:
-    from torchao.kernel.intmm import int_scaled_matmul
-
+    """What its int8 linear layers call, ``int_scaled_matmul``, does: itself it prints its input at each call, which waits for the
+    GPU and cannot be captured."""
     w, column, scale = weights.codes.t(), weights.scale.to(torch.bfloat16), _of_rows((1,), X_SCALE, torch.bfloat16, weights.device)
-    return Built(lambda x: int_scaled_matmul(x, w, scale(len(x))) * column)
+    return Built(lambda x: torch._int_mm(x, w) * scale(len(x)) * column)
 
 
 def _bitsandbytes_int8(weights: Weights) -> Built:
@@ -307,7 +315,7 @@ PEERS = (
     Peer("humming", ("W8A8", "W4A8", "W4A16", "W8A16"), ("cuda",), _humming, needs="humming", note="on a grid of its own"),
     Peer("gemlite", ("W4A16", "W8A16"), ("cuda",), _gemlite, needs="gemlite"),
     Peer("gemlite", ("W8A8",), ("cuda",), _gemlite, needs="gemlite", note=_DYNAMIC),
-    Peer("torchao", ("W8A8",), ("cuda",), _torchao, needs="torchao"),
+    Peer("torchao-steps", ("W8A8",), ("cuda",), _torchao, note="torchao's int8 product, operator by operator"),
     Peer("bitsandbytes", ("W8A8",), ("cuda",), _bitsandbytes_int8, needs="bitsandbytes"),
     Peer("bitsandbytes-nf4", ("W4A16",), ("cuda",), _bitsandbytes_nf4, needs="bitsandbytes", note="on a grid of its own"),
 )

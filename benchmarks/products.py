@@ -21,7 +21,7 @@ GROUP = 128
 
 @dataclass(frozen=True)
 class Kind:
-    """Widths. ``activation`` is 8 for codes (of a convolution uint8, as behind a ReLU), 16 for bfloat16."""
+    """Widths. ``activation`` is 8 for codes (of a convolution from 0 to 255, as behind a ReLU), 16 for bfloat16."""
 
     name: str
     bits: int
@@ -189,7 +189,7 @@ def layer(name: str) -> Layer | None:
 
 def problem(kind: Kind, one: Layer, rows: int, device: str, architecture: int = 0) -> Problem:
     """What the engine's table decides by."""
-    activation = torch.bfloat16 if kind.activation == 16 else torch.uint8 if kind.conv else torch.int8
+    activation = torch.bfloat16 if kind.activation == 16 else torch.int8
     out = torch.int8 if kind.conv else torch.bfloat16
     granularity = "group" if kind.group_size else "channel"
     op = "conv2d" if kind.conv else "linear"

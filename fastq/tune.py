@@ -3,7 +3,8 @@
 The table is read where the environment variable ``FASTQ_CONFIGURATIONS`` names it (``fastq/engine/configurations.py``). For every
 kind of product and number of rows each candidate is first held against the reference, then timed: replays of a CUDA graph that
 goes over copies of the weight, of a linear layer more than 150 MB, so that none is in the cache. What does not compile, does not
-fit or is wrong drops out. A kind takes minutes, most of them the compiler's; ``--kinds`` names those that matter.
+fit or is wrong drops out. A kind takes minutes, most of them the compiler's: ``--kinds`` names those that matter, and the table is
+written as they are done, beside what it has.
 """
 
 from __future__ import annotations
@@ -89,9 +90,13 @@ def candidates(kind: str, architecture: int, rows: int, processors: int) -> Iter
 
 
 def tune(
-    kinds: Sequence[str], architecture: int, processors: int, measure: Measure, say: Callable[[str], None] = print
-) -> list[Configuration]:
-    """The best configuration of every kind and bucket of rows: the least geometric mean of its times, the first of equals."""
+    kinds: Sequence[str], architecture: int, processors: int, measure: Measure, say: Callable[[str], None] = print,
+    keep: Callable[[Configuration], None] = lambda chosen: None,
+) -> list[Configuration]:  # fmt: skip
+    """The best configuration of every kind and bucket of rows: the least geometric mean of its times, the first of equals.
+
+    ``keep`` is given each as soon as it is known.
+    """
     best, rows_of_table = [], []
     for kind, rows in [(each, rows) for each in kinds for rows in rows_of(each)]:
         times: dict[Configuration, float] = {}
@@ -108,6 +113,7 @@ def tune(
             continue
         chosen = min(times, key=lambda c: times[c])
         best.append(chosen)
+        keep(chosen)
         shipped = next(iter(times.values()))
         block = f"{chosen.block_m}x{chosen.block_n}x{chosen.block_k}"
         us, gain = times[chosen] * 1e6, shipped / times[chosen]
@@ -212,34 +218,53 @@ def plain_epilogue() -> Epilogue:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="the table to write, for FASTQ_CONFIGURATIONS")
+    what = "the table for FASTQ_CONFIGURATIONS, written after each kind and number of rows; one that is there is added to"
+    parser.add_argument("--output", type=Path, required=True, help=what)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="the GPU to measure on")
     parser.add_argument("--dry", action="store_true", help="without a GPU: choose by a made-up clock, as for an H200")
 
 
+def made_up(c: Configuration, rows: int) -> float:
+    """A clock that likes large blocks for many rows, small ones for few."""
+    return max(rows / c.block_m, 1.0) * c.block_m * 1e-6 + c.stages * 1e-9
+
+
 def run(args: argparse.Namespace) -> int:
-    if args.dry:
-        # A clock that likes large blocks for many rows, small ones for few.
-        best = tune(args.kinds, 90, 132, lambda c, rows: max(rows / c.block_m, 1.0) * c.block_m * 1e-6 + c.stages * 1e-9)
-    else:
-        if not torch.cuda.is_available():
-            print("tune: needs a GPU: it measures Triton's kernels there; --dry goes through the motions", file=sys.stderr)
-            return 1
-        if args.device >= torch.cuda.device_count():
-            print(f"tune: there is no GPU {args.device}, only {torch.cuda.device_count()}", file=sys.stderr)
-            return 1
-        device = torch.device("cuda", args.device)
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        with torch.cuda.device(device):  # events and replays are the current GPU's
-            best = tune(args.kinds, configurations.architecture_of(device), processors, Bench(device).measure)
-    if not best:
-        print("tune: nothing was measured, so nothing is written", file=sys.stderr)
-        return 1
+    found: dict[tuple[int, str, int], Configuration] = {}
+
+    def keep(*chosen: Configuration) -> None:
+        found.update({(c.architecture, c.kind, c.rows): c for c in chosen})
+
+    def write(chosen: Configuration) -> None:
+        keep(chosen)
+        configurations.write(args.output, found.values())
+
+    device = torch.device("cuda", args.device)
+    if not args.dry and not torch.cuda.is_available():
+        return failed("needs a GPU: it measures Triton's kernels there; --dry goes through the motions")
+    if not args.dry and args.device >= torch.cuda.device_count():
+        return failed(f"there is no GPU {args.device}, only {torch.cuda.device_count()}")
     try:
-        configurations.write(args.output, best)
+        if args.output.exists():
+            keep(*configurations.load(args.output))
+    except (OSError, ValueError) as error:
+        return failed(f"cannot add to --output: {error}")
+    try:
+        if args.dry:
+            best = tune(args.kinds, 90, 132, made_up, keep=write)
+        else:
+            processors = torch.cuda.get_device_properties(device).multi_processor_count
+            with torch.cuda.device(device):  # events and replays are the current GPU's
+                best = tune(args.kinds, configurations.architecture_of(device), processors, Bench(device).measure, keep=write)
     except OSError as error:
-        print(f"tune: cannot write to --output {args.output}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    print(f"{len(best)} configurations in {args.output}; use them with FASTQ_CONFIGURATIONS={args.output}")
+        return failed(f"cannot write to --output {args.output}: {error.strerror or error}")
+    if not best:
+        return failed("nothing was measured, so nothing is written")
+    print(f"{len(best)} configurations chosen, {len(found)} in {args.output}; use them with FASTQ_CONFIGURATIONS={args.output}")
     return 0
+
+
+def failed(why: str) -> int:
+    print(f"tune: {why}", file=sys.stderr)
+    return 1

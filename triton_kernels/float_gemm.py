@@ -78,9 +78,9 @@ def float_gemm_kernel(
         if GROUPS == 2:
             g = base // group_size
             g_there = n_there & (g < scales)
-            part_scale = tl.load(scale + (row * scales + g), mask=g_there, other=0.0)
+            part_scale = tl.load(scale + (row.to(tl.int64) * scales + g), mask=g_there, other=0.0)
             if zero is not None:
-                t = tl.load(zero + (row * scales + g), mask=g_there, other=0).to(tl.float32)
+                t = tl.load(zero + (row.to(tl.int64) * scales + g), mask=g_there, other=0).to(tl.float32)
             part = tl.zeros((BN, BM), tl.float32)
         for p in tl.static_range(PARTS):
             element = base + 64 * p + byte
@@ -91,9 +91,9 @@ def float_gemm_kernel(
             if GROUPS == 1:
                 g = (base + 64 * p) // group_size
                 g_there = n_there & (g < scales)
-                part_scale = tl.load(scale + (row * scales + g), mask=g_there, other=0.0)
+                part_scale = tl.load(scale + (row.to(tl.int64) * scales + g), mask=g_there, other=0.0)
                 if zero is not None:
-                    t = tl.load(zero + (row * scales + g), mask=g_there, other=0).to(tl.float32)
+                    t = tl.load(zero + (row.to(tl.int64) * scales + g), mask=g_there, other=0).to(tl.float32)
             left = centred(stored, t[:, None], p, BITS, S)
             if GROUPS == 0:
                 acc = tl.dot(left, tl.trans(right), acc, input_precision="ieee")
@@ -214,7 +214,7 @@ def dequantize_kernel(
         inside = there & (element < k)
         t = tl.zeros((1, 1), tl.float32)
         if GROUPED:
-            at = row * scales + element // group_size
+            at = row.to(tl.int64) * scales + element // group_size
             if zero is not None:
                 t = tl.load(zero + at, mask=inside, other=0).to(tl.float32)
             value = centred(stored, t, p, BITS, tl.float32) * tl.load(scale + at, mask=inside, other=0.0)

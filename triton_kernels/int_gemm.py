@@ -4,7 +4,8 @@
 ``R`` of their rows, where either is needed. Then one of
 
 ``rows_left_kernel``
-    ``x W^T`` of 8-bit weights for many rows: both operands go from memory to the tensor cores untouched.
+    ``x W^T`` of 8-bit weights for many rows: both operands go from memory to the tensor cores untouched, but that uint8 inputs
+    are made int8 in registers.
 ``weights_left_kernel``
     ``(W x^T)^T``: packed weights are the left operand, which tensor cores take from registers, where they are unpacked: a byte
     of a tile of the layout ``tiles`` is moved so that one field is its highest bits, and masked. That is the field times ``2**(8 -
@@ -32,7 +33,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastq.dispatch import triton_interpreted
 from fastq.engine import Epilogue, Operand, Problem, configurations
 from fastq.engine.configurations import Configuration, architecture_of
-from fastq.ops._library import implement_triton
 from fastq.packing import TILE, field_bits, pack_tiles, unpack_rows
 
 from .elementwise import _guard
@@ -44,13 +44,11 @@ i32, fp32 = tl.constexpr("i32"), tl.constexpr("fp32")
 #: Elements of a piece: what one field of the bytes of a tile comes to.
 PIECE = tl.constexpr(TILE)
 #: Elements of K for which an accumulator of fields times 2**(8 - bits) cannot leave int32 (2**31 / (128 * 128), less a tile of four
-#: pieces). sm_80's instruction would saturate it; sums of 8-bit fields are shorter than this by ``check_overflow``.
+#: pieces). sm_80's instruction would saturate it; the sums of 8-bit fields fit by ``check_overflow``.
 LONGEST = 2**17 - 4 * TILE
 #: Neighbouring tiles are walked in squares of so many rows of tiles, for the cache.
 SQUARE = tl.constexpr(8)
 
-#: Up to which programs share K, as ``fastq.engine.table`` has it, too.
-FEW_ROWS = 256
 #: Rows and columns of the output that a program of ``reduce_kernel`` has.
 REDUCE = (4, 128)
 
@@ -64,7 +62,8 @@ def codes_kernel(
     FLIP: tl.constexpr, COPY: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Of a group of ROWS rows: ``x`` (FLIP: uint8, less 128) as int8 in rows of ``stride``, and its sums."""
-    row, group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
+    program = tl.program_id(0).to(tl.int64)
+    row, group = program // groups * ROWS + tl.arange(0, ROWS), (program % groups).to(tl.int32)
     start = group * size
     end = tl.minimum(start + size, K)
     there = (row < M)[:, None]
@@ -129,8 +128,9 @@ def rows_left_kernel(
     M: i32, N: i32, K: i32, x_stride: i32, w_stride: i32,
     EACH: tl.constexpr, EACH_ROW: tl.constexpr, RAW: tl.constexpr, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, TMA: tl.constexpr,
-    FLATTEN: tl.constexpr,
+    FLATTEN: tl.constexpr, FLIP: tl.constexpr,
 ):  # fmt: skip
+    """FLIP: ``x`` is uint8, taken less 128. Beyond K that is -128, times the zeros that end a row of the weight."""
     down, across = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     start, tiles = bound(tl.program_id(0), INTERPRETED), bound(down * across, INTERPRETED)
     for tile in tl.range(start, tiles, bound(tl.num_programs(0), INTERPRETED), flatten=FLATTEN):
@@ -139,6 +139,8 @@ def rows_left_kernel(
         for k in range(0, bound(K, INTERPRETED), BLOCK_K):
             left = block(x, row * BLOCK_M, k, M, K, x_stride, BLOCK_M, BLOCK_K, TMA)
             right = block(w, column * BLOCK_N, k, N, w_stride, w_stride, BLOCK_N, BLOCK_K, TMA)
+            if FLIP:
+                left = left ^ -128
             acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
         m = (row * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
         parts = split_columns(acc, PARTS)
@@ -286,8 +288,8 @@ def reduce_kernel(
     GROUPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The workspace ``(shares, M, N)``, added up from the first share on, and the epilogue."""
-    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
-    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+    n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+    m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
     there = (m < M) & (n < N)
     at = m.to(tl.int64) * N + n
     step = tl.zeros((), tl.int64) + M
@@ -344,10 +346,9 @@ def _aligned(t: torch.Tensor) -> bool:
     return t.data_ptr() % 16 == 0
 
 
-def _int8(x: torch.Tensor, w: Operand) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _int8(x: torch.Tensor, w: Operand, flip: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The codes as kernels read them, and the sums of their rows (of groups: ``(M, G)``) where the weight has zeros."""
     m, k = x.shape
-    flip = x.dtype == torch.uint8
     copy = flip or k % 16 != 0 or not _aligned(x)
     if not copy and w.zero is None:
         return x, None
@@ -356,7 +357,7 @@ def _int8(x: torch.Tensor, w: Operand) -> tuple[torch.Tensor, torch.Tensor | Non
     codes = torch.empty(m, triton.cdiv(k, 16) * 16, dtype=torch.int8, device=x.device) if copy else x
     sums = torch.empty(m, groups, dtype=torch.int32, device=x.device) if w.zero is not None else None
     width = min(max(triton.next_power_of_2(size), 16), 2048)
-    codes_kernel[(triton.cdiv(m, 2048 // width), groups)](
+    codes_kernel[(triton.cdiv(m, 2048 // width) * groups,)](
         x, codes, sums, m, k, codes.shape[1], groups, size,
         FLIP=flip, COPY=copy, SUMS=sums is not None, ROWS=2048 // width, BLOCK=width, INTERPRETED=triton_interpreted(), num_warps=4,
     )  # fmt: skip
@@ -375,19 +376,20 @@ def int_linear(few: bool, x: torch.Tensor, w: Operand, e: Epilogue, chosen: Conf
     data = pack_tiles(unpack_rows(w.data, w.bits, k), w.bits) if w.data.device.type == "cpu" else w.data
     out = torch.empty(m, n, dtype=e.out_dtype, device=x.device)
     with _guard(x):
-        codes, row_sums = _int8(x, w)
+        rows_left, unsigned = bits == 8 and not w.group_size and not few, x.dtype == torch.uint8
+        in_registers = rows_left and unsigned and w.zero is None and k % 16 == 0 and _aligned(x)
+        codes, row_sums = (x.view(torch.int8), None) if in_registers else _int8(x, w, unsigned)
         data = data.view(torch.int8) if bits == 8 else data
-        rows_left = bits == 8 and not w.group_size and not few
         block_k = c.block_k if rows_left else TILE
         tma = c.architecture >= 90 and k > 0 and _aligned(data)
         tiles = triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n)
         shares, share = shares_of(w, tiles, c.programs) if few else (1, 1)
         programs = tiles if few or not c.programs else min(tiles, c.programs * processors_of(x.device))
         # of one row, the stride that a tensor names may be anything
-        x_stride, w_stride = k if codes is x else codes.shape[1], data.shape[1]
+        x_stride, w_stride = codes.shape[1], data.shape[1]
         finish = {
             "scale": w.scale, "zero": w.zero, "weight_sums": w.sums, "row_sums": row_sums, "x_scale": e.x_scale,
-            "x_zero_point": e.x_zero_point - (128 if x.dtype == torch.uint8 else 0), "M": m, "N": n,
+            "x_zero_point": e.x_zero_point - 128 * unsigned, "M": m, "N": n,
             "EACH": w.scale.numel() > 1, "EACH_ROW": e.x_scale is not None and e.x_scale.numel() > 1,
             "RAW": e.out_dtype == torch.int32, "enable_fp_fusion": False, **arguments(e),
         }  # fmt: skip
@@ -398,7 +400,7 @@ def int_linear(few: bool, x: torch.Tensor, w: Operand, e: Epilogue, chosen: Conf
             "PARTS": c.parts, "FLATTEN": c.flatten, "num_warps": c.warps, "num_stages": c.stages,
         }  # fmt: skip
         if rows_left:
-            rows_left_kernel[(programs,)](out=out, BLOCK_K=block_k, **walk, **finish)
+            rows_left_kernel[(programs,)](out=out, BLOCK_K=block_k, FLIP=in_registers, **walk, **finish)
             return out
         groups = grouping(bits, w.group_size)
         space = out
@@ -410,7 +412,7 @@ def int_linear(few: bool, x: torch.Tensor, w: Operand, e: Epilogue, chosen: Conf
         )  # fmt: skip
         if shares > 1:
             rows, columns = REDUCE
-            reduce_kernel[(triton.cdiv(m, rows), triton.cdiv(n, columns))](
+            reduce_kernel[(triton.cdiv(n, columns), triton.cdiv(m, rows))](
                 partial=space, out=out, shares=shares, GROUPS=groups > 0, BLOCK_M=rows, BLOCK_N=columns, num_warps=4,
                 **finish,
             )  # fmt: skip
@@ -431,14 +433,3 @@ def refuses(few: bool, p: Problem) -> str | None:
     if max(p.m, p.n, p.k) >= 2**31:
         return f"M, N and K must be less than 2**31, got {p.m}, {p.n}, {p.k}"
     return None
-
-
-def _operator(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    """``fastq_triton::int_linear``."""
-    w, e = Operand(*arguments[:4], *arguments[4]), Epilogue.of(arguments[5:])
-    if x.shape[0] == 0 or w.n == 0:
-        return x.new_empty((x.shape[0], w.n), dtype=e.out_dtype)
-    return int_linear(x.shape[0] <= FEW_ROWS, x, w, e)
-
-
-implement_triton("int_linear", _operator)

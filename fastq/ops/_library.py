@@ -19,10 +19,12 @@ _libraries = {space: torch.library.Library(space, "FRAGMENT") for space in ("fas
 OPERATORS: list[str] = []
 
 
-def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
-    """Define ``fastq::name`` and ``fastq_triton::name`` with one schema and one fake kernel."""
+def define(name: str, schema: str, fake: Callable[..., Any], triton: bool = True) -> None:
+    """Define ``fastq::name`` and, with ``triton``, ``fastq_triton::name`` with one schema and one fake kernel."""
     OPERATORS.append(name)
     for space, library in _libraries.items():
+        if space == "fastq_triton" and not triton:
+            continue
         library.define(name + schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
         torch.library.register_fake(f"{space}::{name}", fake, lib=library)
         if "!" in schema:

@@ -1,8 +1,7 @@
 """The integer product as a public function, and the operators below it: ``int_linear``, ``int_conv2d``, codes of inputs.
 
-``fastq::int_linear`` and ``fastq_triton::int_linear`` are a backend's kernels, ``fastq_engine::int_linear`` the one that chooses
-among them: an operator, so that a compiled program with a dynamic number of rows chooses when it runs. So are those of
-``int_conv2d``.
+``fastq::int_linear`` is the C++ and CUDA kernels', ``fastq_engine::int_linear`` the one that chooses among these and Triton's: an
+operator, so that a compiled program with a dynamic number of rows chooses when it runs. So it is with ``int_conv2d``.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ def _fake_conv2d(x: Any, weight: Any, scale: Any, zero: Any, sums: Any, form: An
 
 LINEAR = f"(Tensor x, {OPERAND}, {EPILOGUE}) -> Tensor"
 CONV2D = f"(Tensor x, {OPERAND}, {WINDOW}, {EPILOGUE}) -> Tensor"
-_library.define("int_linear", LINEAR, _fake_linear)
-_library.define("int_conv2d", CONV2D, _fake_conv2d)
+_library.define("int_linear", LINEAR, _fake_linear, triton=False)
+_library.define("int_conv2d", CONV2D, _fake_conv2d, triton=False)
 
 
 def _run(x: Any, w: Operand, window: Window | None, e: Epilogue, name: str) -> torch.Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastq.tune
 from fastq.__main__ import main
 from fastq.engine import configurations
 from fastq.engine.configurations import KINDS, Configuration
@@ -17,7 +18,10 @@ def test_dry_it_writes_a_table_of_every_kind_that_the_engine_reads(
     output = tmp_path / "table.json"
     assert main(["tune", "--dry", "--output", str(output)]) == 0
     number = sum(len(rows_of(kind)) for kind in KINDS)
-    assert f"{number} configurations in {output}; use them with FASTQ_CONFIGURATIONS={output}" in capsys.readouterr().out
+    assert (
+        f"{number} configurations chosen, {number} in {output}; use them with FASTQ_CONFIGURATIONS={output}"
+        in capsys.readouterr().out
+    )
     table = configurations.load(output)
     assert {(c.kind, c.rows) for c in table} == {(kind, rows) for kind in KINDS for rows in rows_of(kind)}
     monkeypatch.setenv("FASTQ_CONFIGURATIONS", str(output))
@@ -50,6 +54,28 @@ def test_it_takes_the_fastest_over_all_rows_and_leaves_out_what_fails() -> None:
     served = sum(c.stages != 3 for c in candidates("w4a8", 90, 0, 132))
     total = len(list(candidates("w4a8", 90, 0, 132)))
     assert f"{served} of {total}" in said[0]
+
+
+def test_a_table_is_written_kind_by_kind_and_added_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "table.json"
+    assert main(["tune", "--dry", "--kinds", "w8a8", "--output", str(output)]) == 0
+    first = configurations.load(output)
+    seen: list[int] = []
+
+    def interrupted(c: Configuration, rows: int) -> float:
+        if c.kind == "a32":
+            seen.append(len(configurations.load(output)))
+            raise KeyboardInterrupt
+        return 1.0
+
+    monkeypatch.setattr(fastq.tune, "made_up", interrupted)
+    assert main(["tune", "--dry", "--kinds", "w4a8_few", "a32", "--output", str(output)]) == 130
+    assert seen == [1 + len(rows_of("w4a8_few"))] and set(first) < set(configurations.load(output))
+    (tmp_path / "other").write_text("[]")
+    assert main(["tune", "--dry", "--output", str(tmp_path / "other")]) == 1
+    assert "tune: cannot add to --output: " in capsys.readouterr().err
 
 
 def test_it_says_why_none_served() -> None:

@@ -82,8 +82,8 @@ def arguments(full: bool, split: bool, groups: bool) -> tuple[dict[str, str], di
     return types | (TERMS | ZEROS if full else {}), constants | ({} if full else dict.fromkeys({**TERMS, **ZEROS}))
 
 
-def of(c: Configuration, full: bool, split: bool, group: int = 0) -> dict[str, Any]:
-    """A product of ``c``'s kind; ``group``: GROUPS."""
+def of(c: Configuration, full: bool, split: bool, group: int = 0, flip: bool = False) -> dict[str, Any]:
+    """A product of ``c``'s kind; ``group``: GROUPS; ``flip``: of uint8 inputs."""
     bits = int(c.kind[1])
     types, constants = arguments(full, split, group > 0)
     constants |= {"BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "PARTS": c.parts, "FLATTEN": c.flatten, "TMA": c.architecture >= 90}
@@ -93,7 +93,7 @@ def of(c: Configuration, full: bool, split: bool, group: int = 0) -> dict[str, A
     if c.architecture >= 90:
         types |= {"x": f"tensordesc<i8[{c.block_m}, {block_k}]>", "w": f"tensordesc<{types['w'][1:]}[{c.block_n}, {block_k}]>"}
     if rows_left:
-        kernel, constants = int_gemm.rows_left_kernel, constants | {"BLOCK_K": block_k}
+        kernel, constants = int_gemm.rows_left_kernel, constants | {"BLOCK_K": block_k, "FLIP": flip}
     else:
         kernel, constants = int_gemm.weights_left_kernel, constants | {"BITS": bits, "GROUPS": group, "SPLIT": split}
     return describe(build(kernel, types, constants, c.architecture, c.warps, c.stages))
@@ -101,7 +101,8 @@ def of(c: Configuration, full: bool, split: bool, group: int = 0) -> dict[str, A
 
 def main(capability: int, what: str) -> None:
     report = {}
-    for c in (c for c in configurations.shipped() if c.architecture == capability and c.kind in configurations.KINDS):
+    shipped = [c for c in configurations.shipped() if c.architecture == capability and "a8" in c.kind and "conv" not in c.kind]
+    for c in shipped:
         few, grouped = c.kind.endswith("_few"), "_group" in c.kind
         if what == "some" and c.kind not in (("w8a8", "w4a8") if capability == 90 else ("w4a8",)):
             continue
@@ -112,6 +113,8 @@ def main(capability: int, what: str) -> None:
         for full, split in variants:
             for group in (1, 3) if grouped else (0,):
                 report[f"{c.kind} {c.rows or 'any'} {'full' if full else 'bare'} {group}"] = of(c, full, split, group)
+        if c.kind == "w8a8":
+            report["w8a8 uint8"] = of(c, variants[-1][0], False, flip=True)
     for groups in (False, True)[: 1 if what == "some" else 2]:
         types, constants = arguments(True, False, groups)
         rows, columns = int_gemm.REDUCE

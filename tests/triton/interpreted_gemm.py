@@ -51,6 +51,12 @@ def accumulators() -> int:
                 False, x, weight.operand(), RAW._replace(x_zero_point=p.x_zero_point), small((80, 90)[i // 4 % 2])
             )
             right += check(f"many rows of {p}", torch.equal(got.long(), want))
+    for architecture, k, extreme in itertools.product((80, 90), (64, 208), (False, True)):
+        p = Product(70, 90, k, bits=8, x_dtype=torch.uint8, x_zero_point=9, extreme=extreme)
+        got = int_gemm.int_linear(
+            False, p.x(), p.weight()[0].operand(), RAW._replace(x_zero_point=9), small(architecture, block_k=128)
+        )
+        right += check(f"uint8 in registers, {p}", torch.equal(got.long(), p.accumulators()))
     return right
 
 
@@ -165,19 +171,9 @@ def storage() -> int:
     return right + check("one row", torch.equal(int_gemm.int_linear(True, row, weight.operand(), RAW).long(), wanted[:1]))
 
 
-def operator() -> int:
-    """``fastq_triton::int_linear``, which any backend's schema is."""
-    p = Product(5, 9, 40, bits=4)
-    operand, e = p.weight()[0].operand(), RAW._replace(out_dtype=torch.float32, bias=drawn((9,), 1))
-    found = torch.ops.fastq_triton.int_linear.default(p.x(), *operand.flat(), *e.flat())
-    empty = torch.ops.fastq_triton.int_linear.default(p.x()[:0], *operand.flat(), *e.flat())
-    right = check("an operator without rows", empty.shape == (0, 9) and empty.dtype == torch.float32)
-    return right + check("the operator", same_bits(found, reference.int_linear(p.x(), operand, e)))
-
-
 def main() -> None:
     with fastq.use_backend("triton"):
-        for each in (accumulators, long_rows, finished, groups, storage, operator):
+        for each in (accumulators, long_rows, finished, groups, storage):
             print(each.__name__, each(), "results")
 
 

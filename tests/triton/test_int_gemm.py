@@ -24,7 +24,7 @@ def test_interpreted_products_equal_int64_arithmetic_and_the_reference() -> None
     assert done.returncode == 0, done.stderr[-3000:]
     counts = dict(re.findall(r"^(\w+) (\d+) results$", done.stdout, re.MULTILINE))
     assert {name: int(count) for name, count in counts.items()} == {
-        "accumulators": 36, "long_rows": 8, "finished": 20, "groups": 20, "storage": 2, "operator": 2,
+        "accumulators": 44, "long_rows": 8, "finished": 20, "groups": 20, "storage": 2,
     }  # fmt: skip
 
 
