@@ -76,8 +76,12 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
     only integer layers with one and the same input grid come after that, it gives them int8 codes. For that ``torch.fx`` traces
     the network; one that it cannot trace keeps its layers apart, and the attribute ``fusion`` of what is returned says why, or
     else what was fused (:class:`~fastq.deploy.Fusion`). Modules and ``state_dict`` keep their names, the class becomes a subclass
-    of itself with another forward method. As with every traced program, what ``forward`` does besides tensors (counting, printing)
-    is lost, and hooks that are attached later see what flows there: codes. In float32 the numbers are those of the network that is
+    of itself with another forward method. That is run where its trace holds: arguments with a default have it, the others are
+    tensors (or a dict, list or tuple of tensors), the modules are those that there were, in eval mode. Else the network's own
+    forward method runs, on the same layers: with an optional argument, after a module was replaced, in a slice of a
+    ``torch.nn.Sequential``. A network that stores something as it runs keeps its layers apart. As with every traced program, what
+    ``forward`` prints is lost, numbers and flags that it reads are those of the conversion, and hooks that are attached later see
+    what flows there: codes, and nothing in a module that a layer computes. In float32 the numbers are those of the network that is
     not fused, but that a batch norm is ``x * multiplier + addend`` (:func:`fastq.nn.batch_norm.affine_of`), an ulp or two from
     torch's. In bfloat16 and float16 a layer that is not fused rounds what it gives, and one that is fused makes its codes of the
     float32 number. Autocast, which changes the dtype that a layer gives while it trains, changes nothing in integer layers: call

@@ -5,6 +5,10 @@ a layer is called with what follows it: a batch norm, a residual, a ReLU, the gr
 where and what they are, so that a layer or a part of the network that is called by itself computes as it did; the network's class
 becomes a subclass of itself that has the new forward method.
 
+A trace is what the forward method did once, with proxies for tensors. The program is run where that is what it would do again:
+arguments that have defaults have them, the others are tensors, the modules are those that were there and are in eval mode. Else
+the network's own forward method runs.
+
 In float32 the fused network has the bits of the other one, whose batch norms compute :func:`fastq.nn.batch_norm.affine_of`. In half
 precision it rounds once where the other one rounds after each module.
 """
@@ -12,8 +16,14 @@ precision it rounds once where the other one rounds after each module.
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import operator
 import sys
+from abc import ABCMeta
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +32,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
-from ..nn import batch_norm
+from ..nn import batch_norm, weights
 from ..tables import table
 from .layers import HOOKS, Affine, CodedLayer, IntegerConv, IntegerLayer, form_of
 
@@ -50,21 +60,22 @@ class FusedLayer:
 @dataclass(frozen=True)
 class Fusion:
     """What :func:`fastq.convert` fused, call by call; ``str()`` is a table. ``reason``: why nothing, or None; ``apart``: layers
-    that stay by themselves for the hooks that they, or modules around them, have."""
+    that stay by themselves for the hooks that they, or modules around them, have. What was fused runs while the network has the
+    modules that it had then."""
 
     layers: tuple[FusedLayer, ...] = ()
     reason: str | None = None
     apart: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if self.reason is not None:
-            return f"not fused: {self.reason}"
         rows = []
         for x in self.layers:
             after = [x.norm, "residual" if x.residual else None, x.activation]
             to = ", ".join(x.codes_to)
             rows.append((x.name, x.codes_from or "", " + ".join(part for part in after if part), to))
         lines = [table(("layer", "takes codes of", "computes as well", "gives codes to"), rows)]
+        if self.reason is not None:
+            lines = [f"not fused: {self.reason}"]
         if self.apart:
             lines.append(
                 f"by themselves, for they have forward hooks or lie in a module that is not traced: {', '.join(self.apart)}"
@@ -88,16 +99,43 @@ def hooked(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in HOOKS)
 
 
+def ungroup(network: nn.Module) -> None:
+    """Drop the hooks that :func:`fastq.prepare` puts on the model it is given, for weights that are quantized no more: they would
+    make a leaf of a part of ``network`` that was prepared by itself."""
+    for module in network.modules():
+        registered = (*module._forward_pre_hooks.items(), *module._forward_hooks.items())
+        for key in [key for key, hook in registered if hook in (weights._begin, weights._end)]:
+            for name in HOOKS:
+                getattr(module, name).pop(key, None)
+
+
 class FaithfulProxy(torch.fx.Proxy):
     """Refuses what torch's own gets wrong without a word: it makes ``x + y`` of ``x += y``, which changes ``x`` for all that hold
-    it,
-    and is no tensor where a forward method asks ``isinstance(x, torch.Tensor)``."""
+    it, is no tensor where a forward method asks ``isinstance(x, torch.Tensor)``, and has every attribute that is asked for, where
+    an argument has those of a tensor."""
 
     @property  # type: ignore[misc]  # isinstance looks at it where the type is none of those asked for
     def __class__(self) -> Any:
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "torch":
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        if asking == __name__ or asking.partition(".")[0] == "torch":
             return type(self)
         raise torch.fx.proxy.TraceError("its forward method asks for the type of a value")
+
+    def __getattr__(self, name: str) -> Any:
+        if "node" not in vars(self):  # as in a copy that is being made
+            raise AttributeError(name)
+        node = self.node
+        if node.op == "placeholder":
+            self.tracer.tensors.add(str(node.target))  # type: ignore[attr-defined]
+        while node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[0], Node):
+            node = node.args[0]
+        if node.op == "placeholder" and not hasattr(torch.Tensor, name):
+            raise AttributeError(f"an argument is taken for a tensor, which has no attribute {name!r}")
+        return super().__getattr__(name)
+
+    @property
+    def keys(self) -> Any:  # type: ignore[override]  # which torch's own has
+        raise AttributeError("keys")
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
@@ -114,8 +152,35 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
     setattr(FaithfulProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
+def autocast() -> tuple[bool, ...]:
+    return tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+
+
 class Tracer(torch.fx.Tracer):
-    """Layers of fastq and modules with hooks, which a program of functions would not run, are leaves."""
+    """Layers of fastq and modules with hooks, which a program of functions would not run, are leaves. ``parameters``: of the
+    network's forward method; what has a default has it in the trace."""
+
+    def __init__(self, parameters: Iterable[inspect.Parameter]) -> None:
+        super().__init__()
+        self.required = [p for p in parameters if p.default is p.empty]
+        self.tensors: set[str] = set()  # arguments whose attributes are asked for
+        self.autocast = autocast()
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        args: list[Any] = [self.root]
+        keywords: dict[str, Any] = {}
+        for p in self.required:
+            proxy = self.create_proxy("placeholder", p.name, (), {})
+            if p.kind is p.KEYWORD_ONLY:
+                keywords[p.name] = proxy
+            else:
+                args.append(proxy)
+        return functools.partial(root_fn, **keywords), args
+
+    def create_node(self, *arguments: Any, **keywords: Any) -> Node:
+        if autocast() != self.autocast:
+            raise torch.fx.proxy.TraceError("its forward method switches autocast, which a traced program does not")
+        return super().create_node(*arguments, **keywords)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = type(m).__module__.startswith(("fastq.nn", "fastq.deploy")) and not isinstance(m, FusedModule)
@@ -125,10 +190,191 @@ class Tracer(torch.fx.Tracer):
         return FaithfulProxy(node, self)
 
 
+@contextmanager
+def evaluated(network: nn.Module) -> Iterator[None]:
+    """Within it all modules are in eval mode: the program runs in no other."""
+    training = [module for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Held:
+    """What the modules of ``network`` hold: attributes, what is in their lists, dicts and sets, and tensors that are no parameters.
+
+    A forward method that is traced is run, and what it stores would be proxies.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.containers: dict[int, tuple[str, Any, Any]] = {}
+        self.tensors: dict[int, tuple[str, torch.Tensor, int, torch.Tensor]] = {}
+        for name, module in network.named_modules():
+            if not isinstance(module, CodedLayer):  # a leaf, whose own forward method is not run
+                self.note(name or "the network itself", vars(module))
+            else:
+                self.containers[id(vars(module))] = name, vars(module), dict(vars(module))
+
+    def note(self, name: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            if not isinstance(value, nn.Parameter) and not value.is_inference() and id(value) not in self.tensors:
+                self.tensors[id(value)] = name, value, value._version, value.clone()
+        elif isinstance(value, (dict, list, set, deque)) and id(value) not in self.containers:
+            self.containers[id(value)] = name, value, copy.copy(value)
+            for part in value.values() if isinstance(value, dict) else value:
+                self.note(name, part)
+        elif type(value) is tuple:
+            for part in value:
+                self.note(name, part)
+
+    def restore(self) -> str | None:
+        """Undo what changed; the name of a module in which something did, or None."""
+        changed = None
+        for name, value, before in self.containers.values():
+            if parts(value) == parts(before):
+                continue
+            changed = changed or name
+            value.clear()
+            if isinstance(value, (list, deque)):
+                value.extend(before)
+            else:
+                value.update(before)
+        for name, tensor, version, saved in self.tensors.values():
+            if tensor._version != version:
+                changed = changed or name
+                tensor.copy_(saved)
+        return changed
+
+
+def parts(container: Any) -> Any:
+    """What is in it, to compare: numbers and strings by value, all else by identity, for the ``==`` of a proxy is a proxy."""
+    values = [v if type(v) in (bool, int, float, str) else id(v) for v in container]
+    if isinstance(container, dict):
+        return values, parts(list(container.values()))
+    return set(values) if isinstance(container, set) else values
+
+
+def built(network: nn.Module) -> tuple[Any, ...]:
+    """The modules of ``network`` that its program relies on, each with the names of those in it and with these: not layers and
+    other leaves, which run as they are, but dropout, which does not run."""
+    found, tracer = [], Tracer(())
+    for name, module in network.named_modules():
+        if not isinstance(module, CodedLayer):
+            if module._modules or isinstance(module, SAME_MODULES) or not tracer.is_leaf_module(module, name):
+                found.append((module, tuple(module._modules), tuple(module._modules.values())))
+    return tuple(found)
+
+
+def ready(network: Any, tensors: tuple[Any, ...], given: tuple[Any, ...]) -> bool:
+    """Whether the traced program computes what the forward method of ``network`` would, called with ``tensors`` and ``given``.
+
+    Modules may have been put in, taken out or replaced, and dropout may be on. In a trace no argument is None, True or a number,
+    and those whose attributes were asked for are no containers.
+    """
+    for module, names, children in network._fastq_built:
+        now = module._modules
+        if module.training or len(now) != len(names):
+            return False
+        if names:
+            if tuple(now) != names:
+                return False
+            for child, other in zip(children, now.values(), strict=True):
+                if child is not other:
+                    return False
+    for value in given:
+        if isinstance(value, dict):
+            tensors += tuple(value.values())
+        elif isinstance(value, (tuple, list)):
+            tensors += tuple(value)
+        else:
+            tensors += (value,)
+    for value in tensors:
+        if not isinstance(value, torch.Tensor):
+            return False
+    return True
+
+
+class Apart(Exception):
+    """Why a network is not fused."""
+
+
+def parameters_of(network: nn.Module) -> list[inspect.Parameter]:
+    """Of its class's forward method, without ``self``."""
+    try:
+        _, *parameters = inspect.signature(type(network).forward).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise Apart(f"its forward method tells no arguments: {error}") from None
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise Apart(f"its forward method takes any number of arguments, {p}")
+        if isinstance(p.default, (list, dict, set)):
+            raise Apart(f"the default of its argument {p.name!r} is a {type(p.default).__name__}, which may change")
+    return parameters
+
+
+class Verbatim:
+    """Stands in a signature for what is printed as ``text``."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def forward_of(base: Any, parameters: list[inspect.Parameter], tensors: set[str], program: Any) -> Any:
+    """A forward method with ``parameters``: ``program``, a function of those that have no default, where that computes what the
+    forward method of ``base`` would, which runs else. ``tensors``: the parameters that can be no containers."""
+    space = {"_fastq_base": base, "_fastq_program": program, "_fastq_ready": ready}
+    signature, asked, required, every = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)], [], ["self"], ["self"]
+    for p in parameters:
+        p = p.replace(annotation=p.empty)
+        if p.default is p.empty:
+            required.append(p.name)
+        else:
+            space[f"_fastq_{p.name}"] = p.default
+            asked.append(f"{p.name} is _fastq_{p.name}")
+            p = p.replace(default=Verbatim(f"_fastq_{p.name}"))
+        signature.append(p)
+        every.append(f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else p.name)
+    parts_of = ("".join(f"{name}, " for name in required[1:] if (name in tensors) == of) for of in (True, False))
+    asked.append(f"_fastq_ready(self, {', '.join(f'({names})' for names in parts_of)})")
+    text = (
+        f"def forward{inspect.Signature(signature)}:\n"
+        f"    if {' and '.join(asked)}:\n"
+        f"        return _fastq_program({', '.join(required)})\n"
+        f"    return _fastq_base.forward({', '.join(every)})\n"
+    )
+    return defined(text, space, base)
+
+
+def defined(text: str, space: dict[str, Any], base: type) -> Any:
+    """The function ``forward`` of the program ``text``."""
+    exec(compile(text, f"<fastq: {base.__name__} fused>", "exec"), space)
+    return space["forward"]
+
+
 class FusedModule:
-    """The first base of a fused network's class; ``_fastq_unfused`` is the other one."""
+    """The first base of a fused network's class; ``_fastq_unfused`` is the other one.
+
+    The class belongs to one network. Called, as a ``torch.nn.Sequential`` does to slice itself, it gives a network of the other
+    one; a class of its own cannot be made of it.
+    """
 
     _fastq_unfused: type[nn.Module]
+    _fastq_built: tuple[Any, ...]
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+        return cls._fastq_unfused(*arguments, **keywords)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:  # that of the other base is for the classes that people write
+        if "_fastq_unfused" not in vars(cls):
+            raise TypeError(
+                f"{cls.__name__}: a fused network's class has no subclasses; take that of the network that was converted"
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         new = self._fastq_unfused.__new__(type(self))  # type: ignore[call-overload]
@@ -137,7 +383,7 @@ class FusedModule:
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _rebuilt, (self._fastq_unfused, vars(self))
+        return _rebuilt, (self._fastq_unfused, {name: value for name, value in vars(self).items() if name != "_fastq_built"})
 
     def load_state_dict(self, *arguments: Any, **keywords: Any) -> Any:
         result = super().load_state_dict(*arguments, **keywords)  # type: ignore[misc]
@@ -154,8 +400,9 @@ def _rebuilt(base: type[nn.Module], state: dict[str, Any]) -> nn.Module:
 def unfuse(network: nn.Module) -> nn.Module:
     """Give ``network`` its own forward method back; its batch norms stay as they are."""
     if isinstance(network, FusedModule):
-        network.__class__ = network._fastq_unfused  # type: ignore[assignment]
-    vars(network).pop("_fastq_fusion", None)
+        object.__setattr__(network, "__class__", network._fastq_unfused)
+    for name in ("_fastq_fusion", "_fastq_built"):
+        vars(network).pop(name, None)
     if isinstance(vars(network).get("fusion"), Fusion):
         del network.fusion
     return network
@@ -175,36 +422,67 @@ def report(network: nn.Module, fusion: Fusion) -> nn.Module:
 
 @torch.no_grad()
 def fuse(network: nn.Module) -> nn.Module:
-    """Fuse ``network``, an integer one in eval mode, in place; where it cannot be traced it stays, and its report says why."""
+    """Fuse ``network``, an integer one, in place; where it cannot be traced it stays, and its report says why."""
     unfuse(network)
     if isinstance(network, CodedLayer):
         return report(network, Fusion(reason="it is a single layer"))
-    if type(network).__call__ is not nn.Module.__call__ or "forward" in vars(network):
-        return report(network, Fusion(reason="its forward method was replaced on the instance, or its class has its own __call__"))
-    before, reason = set(vars(network)), None
-    try:
-        graph = Tracer().trace(network)
-    except Exception as error:  # whatever a forward method raises when it meets a proxy
-        text = " ".join(str(error).split())
-        reason = f"torch.fx cannot trace it: {type(error).__name__}: {text:.200}"
-    constants = [name for name in vars(network) if name not in before]
-    for name in constants:
-        delattr(network, name)
-    if reason is not None:
-        return report(network, Fusion(reason=reason))
-    if constants:
-        return report(network, Fusion(reason="its forward method makes tensors, which a traced program would hold on to"))
+    ungroup(network)
+    with evaluated(network):
+        try:
+            return report(network, fused_in_place(network))
+        except Apart as why:
+            return report(network, Fusion(reason=str(why)))
+
+
+def fused_in_place(network: nn.Module) -> Fusion:
+    """Give ``network`` the class that runs it fused; :class:`Apart` says why not."""
+    base: Any = type(network)
+    if base.__call__ is not nn.Module.__call__ or "forward" in vars(network):
+        raise Apart("its forward method was replaced on the instance, or its class has its own __call__")
+    parameters = parameters_of(network)
+    graph, tensors = traced(network, parameters)
+    made = class_of(base)
     plan = Plan(network, graph)
     plan.write()
     if not plan.done:
-        return report(network, Fusion(reason="no layer has anything to fuse", apart=plan.apart))
+        return Fusion(reason="no layer has anything to fuse", apart=plan.apart)
     code = graph.python_code("self")
-    space: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, f"<fastq: {type(network).__name__} fused>", "exec"), space)
-    base: Any = type(network)
-    body = {"forward": space["forward"], "_fastq_unfused": base, "__module__": base.__module__, "__doc__": base.__doc__}
-    network.__class__ = type(base)(base.__name__, (FusedModule, base), body)
-    return report(network, Fusion(tuple(plan.done), None, plan.apart))
+    made.forward = forward_of(base, parameters, tensors, defined(code.src, dict(code.globals), base))
+    vars(network)["_fastq_built"] = built(network)
+    object.__setattr__(network, "__class__", made)
+    return Fusion(tuple(plan.done), None, plan.apart)
+
+
+def traced(network: nn.Module, parameters: list[inspect.Parameter]) -> tuple[torch.fx.Graph, set[str]]:
+    """What its forward method does, and the arguments that are no containers; the modules hold what they did before."""
+    held, before, reason = Held(network), set(vars(network)), None
+    tracer = Tracer(parameters)
+    try:
+        graph = tracer.trace(network)
+    except Exception as error:  # whatever a forward method raises when it meets a proxy
+        text = " ".join(str(error).split())
+        reason = f"torch.fx cannot trace it: {type(error).__name__}: {text:.200}"
+    constants = [name for name in vars(network) if name not in before and name.startswith(("_tensor_constant", "_torchbind_obj"))]
+    changed = held.restore()
+    if reason is None and constants:
+        reason = "its forward method makes tensors, which a traced program would hold on to"
+    elif reason is None and changed is not None:
+        reason = f"its forward method changes what a module holds ({changed}), which a traced program does not"
+    if reason is not None:
+        raise Apart(reason)
+    return graph, tracer.tensors
+
+
+def class_of(base: Any) -> Any:
+    """A subclass of ``base`` for one fused network."""
+    if type(base) not in (type, ABCMeta):  # it may register, refuse or call what is made
+        raise Apart(f"its class has a metaclass, {type(base).__name__}")
+    body = {"_fastq_unfused": base, "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    try:
+        return type(base)(base.__name__, (FusedModule, base), body)
+    except Exception as error:  # whatever a class does when a subclass is made
+        text = " ".join(str(error).split())
+        raise Apart(f"its class has no subclass: {type(error).__name__}: {text:.200}") from None
 
 
 #: What gives the same codes as it would give numbers, and leaves the layout as it is; and what may change it.
@@ -248,8 +526,8 @@ class Plan:
         self.place = {node: i for i, node in enumerate(graph.nodes)}
         self.nodes = list(graph.nodes)
         calls = [n for n in graph.nodes if isinstance(self.module(n), IntegerLayer) and self.input(n) is not None]
-        seen = {str(n.target) for n in calls if not hooked(self.modules[str(n.target)])}
-        self.apart = tuple(name for name, m in self.modules.items() if isinstance(m, IntegerLayer) and name not in seen)
+        seen = {self.module(n) for n in calls if not hooked(self.modules[str(n.target)])}  # by whichever of their names
+        self.apart = tuple(name for name, m in self.modules.items() if isinstance(m, IntegerLayer) and m not in seen)
         claimed: set[Node] = set()
         chains = {}
         for node in reversed(calls):  # of two that a sum adds, the one that is ready last has the other as its residual
@@ -369,7 +647,10 @@ class Plan:
     def in_place(self, node: Node) -> bool:
         module = self.module(node)
         if module is not None:
-            return bool(getattr(module, "inplace", False)) or not type(module).__module__.startswith(("torch.nn", "fastq."))
+            return any(
+                getattr(m, "inplace", False) or hooked(m) or not type(m).__module__.startswith(("torch.nn", "fastq."))
+                for m in module.modules()
+            )
         if node.kwargs.get("inplace") or "out" in node.kwargs or any(argument is True for argument in node.args[1:]):
             return True
         name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
@@ -417,7 +698,9 @@ class Plan:
         if module is not None:
             return isinstance(module, MOVING_MODULES) and not hooked(module)
         if node.op == "call_method":
-            return node.target in MOVING_METHODS and not any(isinstance(a, torch.dtype) for a in node.args)
+            return node.target in MOVING_METHODS and not any(
+                isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())
+            )
         return node.op == "call_function" and node.target in MOVING_CALLS
 
     def looks_at_shape(self, node: Node) -> bool:

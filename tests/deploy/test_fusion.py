@@ -1,7 +1,10 @@
 """A fused network has the bits of the same network layer by layer, whatever its forward method does, and says what was fused."""
 
 import copy
+import inspect
 import pickle
+import re
+from abc import ABC
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import nn
 import fastq
 from fastq.demo import Digits
 from fastq.deploy import AffineNorm2d, FusedLayer, IntegerLayer, WeightOnlyLayer, compare, convert, fusion_of, load, save
-from fastq.deploy.fusion import fused, unfuse
+from fastq.deploy.fusion import fuse, fused, unfuse
 from fastq.nn import LSQ, QUANTIZED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -272,6 +275,9 @@ CASES = {
         lambda s, x: s.b(h := s.a(x).relu()) + s.c(h), {"c": nn.Conv2d(4, 4, 1)},
         [call("a", activation="relu"), call("c", None, True)],
     ),
+    "a view of another dtype takes numbers": (
+        lambda s, x: s.b(s.a(x).relu().view(dtype=torch.float32)), {}, [call("a", activation="relu")]
+    ),
     "gelu is torch's": (lambda s, x: s.b(F.gelu(s.bn(s.a(x)))), {}, [call("a", "bn")]),
     "a batch norm without statistics": (lambda s, x: s.n(s.a(x)), {"n": nn.BatchNorm2d(4, track_running_stats=False)}, None),
     "a batch norm without weights": (lambda s, x: s.n(s.a(x)), {"n": nn.BatchNorm2d(4, affine=False)}, [call("a", "n")]),
@@ -422,6 +428,327 @@ def test_a_network_with_an_attribute_of_that_name_keeps_it():
     assert fusion_of(nn.Linear(2, 2)).reason == "no network of fastq.convert"
 
 
+class Three(nn.Module):
+    """Three layers for what a case's ``forward`` does with them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+class Residual(Three):
+    def forward(self, x, res=None):
+        y = self.a(x).relu()
+        if res is None:
+            res = x
+        return self.c(self.b(y) + res)
+
+
+class Masked(Three):
+    def forward(self, x, mask=None):
+        if mask is not None:
+            x = x * mask
+        return super().forward(x)
+
+
+class Keywords(Three):
+    def forward(self, x, /, factor=2.0, *, shift, flag=False):
+        y = self.a(x).relu() + shift
+        return y if flag else self.c(self.b(y).relu()) * factor
+
+
+class Required(Three):
+    def forward(self, x, res):
+        if res is None:
+            res = x
+        return self.c(self.b(self.a(x).relu()) + res)
+
+
+class Batch(Three):
+    def forward(self, batch):
+        return super().forward(batch["x"])
+
+
+class Having(Three):
+    def forward(self, x):
+        return super().forward(x["x"] if hasattr(x, "keys") else x)
+
+
+X = drawn((4, 6)).abs()
+ARGUMENTS = {
+    "an optional residual": (Residual, [((X,), {}), ((X, None), {}), ((X, X * 2), {}), ((X,), {"res": X * 3})]),
+    "an optional mask": (Masked, [((X,), {}), ((), {"x": X}), ((X, X > 0.5), {}), ((), {"mask": X > 0.5, "x": X})]),
+    "keywords": (
+        Keywords,
+        [((X,), {"shift": X}), ((X, 3.0), {"shift": X}), ((X,), {"shift": X, "flag": True}), ((X,), {"shift": 1})],
+    ),
+    "a residual that may be None": (Required, [((X, X), {}), ((X, None), {}), ((X, 1.0), {}), ((X, True), {})]),
+    "a dict": (Batch, [(({"x": X},), {}), (({"x": X, "mask": None},), {}), (({"x": X, "more": {}},), {})]),
+    "a tensor or a dict": (Having, [((X,), {}), (({"x": X},), {})]),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_arguments_are_what_they_are(case):
+    """The first call of a case runs the fused program; all give what the network gives that is not fused."""
+    kind, calls = ARGUMENTS[case]
+    model = kind()
+    model.forward = lambda x: Three.forward(model, x)
+    model = quantized(model, X)
+    del model.forward
+    network, apart = convert(model), convert(model, fuse=False)
+    names = [list(inspect.signature(each.forward).parameters) for each in (network, apart)]
+    assert fused(network) and names[0] == names[1]
+    for number, (given, named) in enumerate(calls):
+        dtypes = []
+        handle = network.b.register_forward_pre_hook(lambda _, args, dtypes=dtypes: dtypes.append(args[0].dtype))
+        y = network(*given, **named)
+        handle.remove()
+        assert torch.equal(y, apart(*given, **named)), number
+        assert number or case == "keywords" or dtypes == [torch.int8]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+        network(X, other=1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "why"),
+    [
+        (lambda s, *xs: s.c(s.b(xs[0])), r"any number of arguments, \*xs"),
+        (lambda s, x, **kw: s.c(s.b(x)), r"any number of arguments, \*\*kw"),
+        (lambda s, x, found=[]: s.c(s.b(x)), "the default of its argument 'found' is a list"),
+        (lambda s, x: s.c(s.b(x.get("x"))), "taken for a tensor, which has no attribute 'get'"),
+        (lambda s, x: s.c(s.b(x["x"])) if "x" in x else s.b(x), "TraceError"),
+    ],
+    ids=["args", "kwargs", "a default that changes", "a look-up", "membership"],
+)
+def test_arguments_that_a_trace_cannot_tell(forward, why):
+    network = convert(quantized(Three(), X), fuse=False)
+    network.__class__ = type("Own", (Three,), {"forward": forward})
+    assert not fused(fuse(network)) and re.search(why, network.fusion.reason)
+
+
+def test_a_hooked_container_is_in_place_where_a_part_of_it_is():
+    def forward(s, x):
+        h = s.a(x).tanh()
+        return F.relu(s.b(h) + s.short(h))
+
+    x = drawn((2, 3, 5, 6))
+    model = quantized(Net(forward, short=nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))), x)
+    model.short.register_forward_hook(lambda *_: None)
+    same(model, x, is_fused=False)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_part_that_was_prepared_by_itself_is_fused(inplace):
+    """Where fastq's own hooks, for weights that are quantized together, made a leaf of it."""
+    x = drawn((2, 3, 5, 6))
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace), nn.Conv2d(4, 4, 1), nn.ReLU(inplace))
+    model = nn.Sequential(backbone, nn.Flatten(), nn.Linear(48, 3)).to(DEVICE)
+    fastq.prepare(backbone, fastq.recipes.lsq(4, 4))
+    model(x)
+    model.eval()
+    assert same(model, x) == (
+        call("0.0", "0.1", activation="relu", codes_to=("0.3",)), call("0.3", activation="relu", codes_from="0.0")
+    )  # fmt: skip
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in convert(model).modules())
+    backbone.register_forward_hook(lambda *_: None)
+    fusion = convert(model).fusion
+    assert fusion.reason == "no layer has anything to fuse" and fusion.apart == ("0.0", "0.3") and "0.0, 0.3" in str(fusion)
+
+
+class Stores(Three):
+    """Keeps what flows in attributes and containers, of itself and of a part."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.seen, self.calls = where, {"all": [], "first": ()}, 0
+        self.part, self.part.last = nn.ReLU(), None
+        self.register_buffer("count", torch.zeros(3))
+
+    def forward(self, x):
+        y = self.part(self.a(x))
+        if self.where == "attribute":
+            self.last = y
+        elif self.where == "part":
+            self.part.last = y
+        elif self.where == "list":
+            self.seen["all"].append(y)
+        elif self.where == "number":
+            self.calls += 1
+        elif self.where == "buffer":
+            self.count += 1
+        elif self.where == "the same":
+            self.calls = 0
+        return self.c(self.b(y))
+
+
+@pytest.mark.parametrize("where", ["attribute", "part", "list", "number", "buffer"])
+def test_what_forward_stores_is_stored_by_what_runs(where):
+    model = quantized(Stores(None), X)
+    model.where = where
+    network = convert(model)
+    assert not fused(network) and "changes what a module holds" in network.fusion.reason
+    assert set(vars(network)) - set(vars(model)) == {"_fastq_fusion", "fusion"}
+    assert network.part.last is None and network.seen == {"all": [], "first": ()} and network.calls == 0
+    assert torch.equal(network.count, torch.zeros(3, device=DEVICE))
+    assert torch.equal(pickle.loads(pickle.dumps(network))(X), convert(model, fuse=False)(X))
+    network(X)
+    kept = {
+        "attribute": lambda: network.last.dtype, "part": lambda: network.part.last.dtype,
+        "list": lambda: network.seen["all"][0].dtype, "number": lambda: network.calls, "buffer": lambda: float(network.count[0]),
+    }  # fmt: skip
+    assert kept[where]() in (torch.float32, 1)
+
+
+def test_what_is_stored_as_it_was_changes_nothing():
+    model = quantized(Stores("the same"), X)
+    assert len(same(model, X)) == 3
+
+
+def sequential():
+    x = drawn((5, 6))
+    return quantized(
+        nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), x
+    ), x
+
+
+CHANGES = {
+    "appended": lambda net: net.append(nn.Softmax(-1)),
+    "inserted": lambda net: net.insert(3, nn.Tanh()),
+    "last replaced": lambda net: net.__setitem__(5, nn.Identity()),
+    "ReLU replaced": lambda net: net.__setitem__(2, nn.Tanh()),
+    "batch norm replaced": lambda net: setattr(net, "1", nn.Identity()),
+    "deleted": lambda net: net.__delitem__(1),
+    "popped": lambda net: net.pop(5),
+    "turned": lambda net: net._modules.update({"5": net._modules.pop("5"), "4": net._modules.pop("4")}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_modules_that_are_changed_later_are_run_as_they_are(change):
+    model, x = sequential()
+    network, other = convert(model), unfuse(convert(model))
+    before = other(x)
+    for each in (network, other):
+        CHANGES[change](each)
+    y = other(x)
+    assert y.shape != before.shape or not torch.equal(y, before) or change == "turned"
+    for each in (network, copy.deepcopy(network), pickle.loads(pickle.dumps(network)), copy.copy(network)):
+        assert torch.equal(each(x), y)
+
+
+def test_a_part_that_is_replaced_in_a_part_is_run():
+    network = convert(digits())
+    apart = unfuse(copy.deepcopy(network))
+    for each in (network, apart):
+        each.block1.bn2 = nn.Identity()
+        each.block2.add_module("more", nn.Identity())
+    assert torch.equal(network(IMAGES), apart(IMAGES))
+
+
+def test_a_slice_is_a_network_of_its_own():
+    model, x = sequential()
+    network = convert(model)
+    apart = unfuse(copy.deepcopy(network))
+    for part in (slice(None, 2), slice(3, None), slice(1, 5)):
+        assert type(network[part]) is nn.Sequential and not fused(network[part])
+        assert torch.equal(network[part](x), apart[part](x))
+    assert len(network) == 6 and network[0] is next(network.children()) and torch.equal(network(x), apart(x))
+    assert torch.equal((network + nn.Sequential(nn.Tanh()))(x), apart(x).tanh())
+
+
+def test_dropout_that_is_turned_on_drops():
+    model = quantized(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)), X)
+    network, apart = convert(model), convert(model, fuse=False)
+    assert fused(network)
+    for each in (network, apart):
+        each[2].train()
+    torch.manual_seed(1)
+    y = network(X)
+    torch.manual_seed(1)
+    assert torch.equal(y, apart(X)) and not torch.equal(y, convert(model)(X))
+    network.load_state_dict(network.state_dict())  # fuses anew
+    assert network[2].training
+    assert fused(network.eval()) and torch.equal(network(X), convert(model)(X))
+
+
+def test_a_fused_networks_class_is_for_it_alone():
+    network = convert(quantized(Three(), X))
+    new = type(network)()
+    assert type(new) is Three and type(new.a) is nn.Linear and new(X.cpu()).shape == (4, 6)
+    with pytest.raises(TypeError, match="a fused network's class has no subclasses"):
+        type("Mine", (type(network),), {})
+
+
+REGISTERED = {}
+
+
+class Registers(Three):
+    def __init_subclass__(cls, *, tag, **keywords):
+        REGISTERED[cls.__name__] = cls
+
+
+class Tagged(Registers, tag="x"):
+    pass
+
+
+class Abstract(Three, ABC):
+    pass
+
+
+class Refusing(type):
+    def __new__(cls, name, bases, body):
+        if bases != (Three,):
+            raise TypeError("no more of them")
+        return super().__new__(cls, name, bases, body)
+
+
+class Refused(Three, metaclass=Refusing):
+    pass
+
+
+class Final(Three):
+    def __setattr__(self, name, value):
+        if name == "__class__":
+            raise TypeError("not again")
+        super().__setattr__(name, value)
+
+
+def test_classes_that_watch_their_subclasses():
+    for kind in (Tagged, Abstract, Final):
+        assert len(same(quantized(kind(), X), X)) == 3
+    assert REGISTERED == {"Tagged": Tagged}
+    assert isinstance(convert(quantized(Abstract(), X)), Abstract) and not isinstance(
+        Abstract(), type(convert(quantized(Abstract(), X)))
+    )
+    model = quantized(nn.Sequential(Refused()), X)[0]
+    network = convert(model)
+    assert type(network) is Refused and network.fusion.reason == "its class has a metaclass, Refusing"
+    assert torch.equal(network(X), convert(model, fuse=False)(X))
+
+
+def test_a_layer_with_two_names_is_itself_under_both():
+    model = quantized(Three(), X)
+    model.again = model.a
+    network = convert(model)
+    assert network.a is network.again and len(same(model, X)) == 3 and network.fusion.apart == ()
+
+
+def test_autocast_that_forward_switches_is_kept():
+    class Switches(Three):
+        def forward(self, x):
+            with torch.autocast(DEVICE, torch.bfloat16):
+                x = x @ x.t() @ x
+            return super().forward(x.float())
+
+    network = convert(model := quantized(Switches(), X))
+    assert not fused(network) and "switches autocast" in network.fusion.reason
+    assert torch.equal(network(X), convert(model, fuse=False)(X))
+
+
 def test_a_single_layer_and_bad_input():
     x = drawn((4, 6))
     assert convert(quantized(nn.Sequential(nn.Linear(6, 6)), x)[0]).fusion.reason == "it is a single layer"
@@ -485,6 +812,8 @@ def test_compiled_without_a_graph_break():
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="eager")
     for count in (2, 5):
         assert torch.equal(compiled(x[:count]), network(x[:count]))
+    network.relu = nn.Tanh()
+    assert torch.equal(compiled(x), unfuse(copy.deepcopy(network))(x))
 
 
 def test_nan_shows_but_not_between_layers():
