@@ -66,11 +66,12 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
 
     A layer whose weight alone is quantized, on a grid without an offset and with a zero, becomes a
     :class:`~fastq.deploy.WeightOnlyLinear` or :class:`~fastq.deploy.WeightOnlyConv`: packed as well, multiplied with the input in
-    floating point and summed in float32, so that it agrees to the rounding of that sum (per group: of multiples of 16). Two kinds
-    have neither form and become a :class:`~fastq.deploy.LookupLinear` or :class:`~fastq.deploy.LookupConv`, whose output has the
-    same bits as the fake-quantized layer's: those whose weight is a :class:`fastq.nn.DirectWeight`, for its levels are not evenly
-    spaced, and those whose weight alone is quantized on another grid or in float64. One has none at all and stays fake-quantized:
-    a weight alone, per group of another size or along an axis that is not that of the outputs.
+    floating point and summed in float32 (a GPU's convolutions: :func:`fastq.int_conv2d`), so that it agrees to the rounding of that
+    sum. Groups are of multiples of 16. Two kinds have neither form and become a :class:`~fastq.deploy.LookupLinear` or
+    :class:`~fastq.deploy.LookupConv`, whose output has the same bits as the fake-quantized layer's: those whose weight is a
+    :class:`fastq.nn.DirectWeight`, for its levels are not evenly spaced, and those whose weight alone is quantized on another grid
+    or in float64. One has none at all and stays fake-quantized: a weight alone, per group of another size or along an axis that is
+    not that of the outputs.
 
     With ``fuse`` the batch norm, residual addition and ReLU that follow an integer layer are computed in its epilogue, and where
     only integer layers with one and the same input grid come after that, it gives them int8 codes. For that ``torch.fx`` traces

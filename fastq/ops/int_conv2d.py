@@ -59,6 +59,10 @@ def int_conv2d(
 
     where what lies outside the image adds nothing (its code is ``x_zero_point``). What follows ``acc`` is that of ``int_linear``.
 
+    On a GPU the sums of floating point ``x`` are those of torch's own convolution: of float32 in TF32 where
+    ``torch.backends.cudnn.allow_tf32`` allows it, which is torch's default; of bfloat16 and float16 rounded to that dtype before
+    scale and bias.
+
     Args:
         x: int8 or uint8 codes, float32, bfloat16 or float16; ``(B, C, H, W)``, any strides; channels_last is what the kernels read.
         weight: a :class:`PackedWeight` of shape ``(O, C/groups, kh, kw)``, quantized per tensor or per channel.
