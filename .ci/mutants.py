@@ -1094,6 +1094,10 @@ MUTANTS = [
             "codes are counted from what is stored as 0",
         ),
         (
+            "train-empty", "            if not q._initialized:\n                return False\n", "",
+            f"{TRAINED}::test_an_empty_first_batch_leaves_the_second_to_set_the_steps", "an empty batch sets no step",
+        ),
+        (
             "train-middle", "b_w.double() + s_w.double() * middle", "b_w.double()",
             f"{TRAINED}::test_the_converted_layers_numbers_and_the_fake_ones_gradients", "the offset is that of the middle",
         ),
@@ -1157,6 +1161,22 @@ MUTANTS = [
         (
             "fused-onto", "value is right and node.target not in IN_PLACE_ADDS", "value is right",
             f"{FUSION}::test_patterns", "what is added to in place is seen by others",
+        ),
+        (
+            "fused-default", 'asked.append(f"{p.name} is _fastq_{p.name}")', "pass",
+            f"{FUSION}::test_arguments_are_what_they_are", "a trace has the defaults of its arguments",
+        ),
+        (
+            "fused-container", "                for m in module.modules()\n", "                for m in [module]\n",
+            f"{FUSION}::test_a_hooked_container_is_in_place_where_a_part_of_it_is", "what is in a leaf may work in place",
+        ),
+        (
+            "fused-stored", "            value.clear()\n", "            continue\n",
+            f"{FUSION}::test_what_forward_stores_is_stored_by_what_runs", "proxies must not stay",
+        ),
+        (
+            "fused-replaced", "if child is not other:", "if False:",
+            f"{FUSION}::test_modules_that_are_changed_later_are_run_as_they_are", "a module may be replaced later",
         ),
     ),
     *mutants(
@@ -1348,6 +1368,10 @@ MUTANTS = [
         (
             "container-half-file", "part.write_bytes(data)\n", "Path(path).write_bytes(data[:8]), part.write_bytes(data)\n",
             f"{FILES}::test_a_failed_save_leaves_what_was_there", "the old file stays until the new one is whole",
+        ),
+        (
+            "container-tensors", "if version not in uncounted and", "if version in uncounted and",
+            f"{FILES}::test_a_tensor_that_could_be_done_without_is_missed", "a zero-point that is missing is not 0",
         ),
     ),
     *mutants(
