@@ -114,7 +114,8 @@ def main(capability: int, what: str) -> None:
             for group in (1, 3) if grouped else (0,):
                 report[f"{c.kind} {c.rows or 'any'} {'full' if full else 'bare'} {group}"] = of(c, full, split, group)
         if c.kind == "w8a8":
-            report["w8a8 uint8"] = of(c, variants[-1][0], False, flip=True)
+            full = variants[-1][0]
+            report[f"{c.kind} any {'full' if full else 'bare'} uint8"] = of(c, full, False, flip=True)
     for groups in (False, True)[: 1 if what == "some" else 2]:
         types, constants = arguments(True, False, groups)
         rows, columns = int_gemm.REDUCE
