@@ -1167,10 +1167,6 @@ MUTANTS = [
             f"{FUSION}::test_arguments_are_what_they_are", "a trace has the defaults of its arguments",
         ),
         (
-            "fused-container", "                for m in module.modules()\n", "                for m in [module]\n",
-            f"{FUSION}::test_a_hooked_container_is_in_place_where_a_part_of_it_is", "what is in a leaf may work in place",
-        ),
-        (
             "fused-stored", "            value.clear()\n", "            continue\n",
             f"{FUSION}::test_what_forward_stores_is_stored_by_what_runs", "proxies must not stay",
         ),

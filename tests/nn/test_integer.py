@@ -408,11 +408,12 @@ def test_empty_and_single_batches(rows):
         close(of_fake, of_integer)
 
 
+@pytest.mark.parametrize("source", ["lsq", "qil"])
 @pytest.mark.parametrize("x", [torch.zeros(0, 5), torch.zeros(0, 3, 4, 4)], ids=["linear", "conv2d"])
-def test_an_empty_first_batch_leaves_the_second_to_set_the_steps(x):
+def test_an_empty_first_batch_leaves_the_second_to_set_the_steps(x, source):
     def layer(forward):
         torch.manual_seed(0)
-        quantizers = {"weight_quantizer": LSQ(4), "input_quantizer": LSQ(4), "forward": forward}
+        quantizers = {"weight_quantizer": LSQ(4), "input_quantizer": INPUTS[source](4), "forward": forward}
         return QuantLinear(5, 4, **quantizers) if x.dim() == 2 else QuantConv2d(3, 4, 3, **quantizers)
 
     integer, fake = layer("integer"), layer("fake")
