@@ -231,8 +231,8 @@ def environment() -> dict[str, Any]:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         isa=_isa(), source=source_digest(), malloc={name: os.environ[name] for name in MALLOC if name in os.environ},
     )  # fmt: skip
-    # A result that was written a moment ago changes nothing of the next one.
-    status = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    # A result that was written a moment ago, and its table in the README, change nothing of the next one.
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md")
     found.update(commit=_git("rev-parse", "HEAD"), dirty=None if status is None else bool(status))
     try:
         import fastq

@@ -424,8 +424,11 @@ def pack(
         if not isinstance(value, torch.Tensor):
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise TypeError(f"pack: {name} must be {expected}, got {value!r:.60}")
-            # beyond int64 is beyond every code as well
-            value = float(value) if kind is numbers.Real else max(min(int(value), 2**63 - 1), -(2**63))
+            # beyond int64 is beyond every code as well, and beyond float64 beyond float32
+            if kind is numbers.Integral:
+                value = max(min(int(value), 2**63 - 1), -(2**63))
+            else:
+                value = math.inf if isinstance(value, int) and abs(value) > 2**1000 else float(value)
             return torch.tensor(value, dtype=dtypes[-1], device=codes.device)
         if value.dtype not in dtypes:
             raise TypeError(f"pack: {name} must be {expected}, got {value.dtype}")

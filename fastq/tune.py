@@ -44,8 +44,8 @@ COLD = 150 * 2**20
 #: Copies of a weight at most: a convolution's are small, and its images are what it reads.
 COPIES = 32
 ROUNDS = 5
-#: Of a float32 sum of rounded products, relative to its largest: the order is the kernel's.
-TOLERANCE = 2**-14
+#: Of a float32 sum of 8192 terms in the kernel's order, relative to the largest: some 90 of its roundings, which are random.
+TOLERANCE = 2**-16
 
 #: Seconds that a product of so many rows takes with a configuration; raises where it cannot be had.
 Measure = Callable[[Configuration, int], float]

@@ -66,7 +66,7 @@ def check_scale(op: str, name: str, scale: Any, device: torch.device, rows: tupl
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"{op}: {name} must be a number or a floating point tensor, got {scale!r:.60}")
     # a compiled program's number may have no value yet
-    if not torch.compiler.is_compiling() and (not math.isfinite(scale) or abs(scale) > torch.finfo(torch.float32).max):
+    if not torch.compiler.is_compiling() and not abs(scale) <= torch.finfo(torch.float32).max:
         raise ValueError(f"{op}: {name} must be finite in float32, got {scale!r}")
     return torch.full((1,), scale, dtype=torch.float32, device=device)
 

@@ -305,6 +305,8 @@ WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("", {"x_scale": "static"}, ValueError, "'dynamic'; got 'static'"),
     ("", {"x_scale": "dynamic"}, ValueError, "for a floating point x, 'dynamic'; got 'dynamic' for x of torch.int8"),
     ("sparse x", {}, TypeError, "x must be a strided tensor, got the layout torch.sparse_coo"),
+    ("", {"x_scale": 10**400}, ValueError, "x_scale must be finite in float32, got 1000"),
+    ("", {"x_scale": float("nan")}, ValueError, "x_scale must be finite in float32, got nan"),
     ("", {"x_scale": float("inf")}, ValueError, "x_scale must be finite in float32, got inf"),
     ("", {"x_scale": torch.ones(4)}, ValueError, r"x_scale must have one element or shape \(5,\), one for each row, got \(4,\)"),
     ("", {"x_scale": torch.ones(1).int()}, TypeError, "x_scale must be a floating point tensor or a number, got torch.int32"),

@@ -258,6 +258,7 @@ GROUPS = torch.ones(5, 3, device=DEVICE)
         ({"scale": torch.ones(5, 1, device=DEVICE)}, ValueError, r"scale must have one element or shape \(5,\), .* got \(5, 1\)"),
         ({"scale": torch.ones(0, device=DEVICE)}, ValueError, r"scale must have one element .* got \(0,\)"),
         ({"scale": float("nan")}, ValueError, r"scale must be finite in float32, got \[nan\]"),
+        ({"scale": 10**400}, ValueError, r"scale must be finite in float32, got \[inf\]"),
         ({"scale": 1e300}, ValueError, r"scale must be finite in float32, got \[inf\]"),
         ({"scale": torch.tensor([1, 2, float("-inf"), 4, 5], device=DEVICE)}, ValueError, r"scale must be finite .* got \[-inf\]"),
         ({"scale": torch.ones(5, dtype=torch.int32)}, TypeError, r"scale must be floating point numbers, got torch\.int32"),

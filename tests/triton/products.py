@@ -10,12 +10,12 @@ from typing import Any
 TESTS = Path(__file__).parents[1]
 
 
-def interpreted(part: str) -> list[str]:
-    """The lines that ``interpreted_products.py part`` prints."""
+def interpreted(*part: str, program: str = "interpreted_products.py") -> list[str]:
+    """The lines that ``program part`` prints."""
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(TESTS), "PYTHONWARNINGS": "ignore"}
-    script = str(TESTS / "triton" / "interpreted_products.py")
-    done = subprocess.run([sys.executable, script, part], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-4000:]
+    script = str(TESTS / "triton" / program)
+    done = subprocess.run([sys.executable, script, *part], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-6000:]
     return done.stdout.splitlines()
 
 
