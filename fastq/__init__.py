@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import packed_formats as packed_formats
     from . import recipes as recipes
     from . import reference as reference
+    from . import runtime as runtime
     from . import schedules as schedules
     from . import testing as testing
     from .channels import channel_objective as channel_objective
@@ -120,7 +121,19 @@ _FUNCTIONS = {
     "tempering_decay": "schedules",
     "use_backend": "dispatch",
 }
-_MODULES = ("autograd", "compat", "deploy", "diagnosis", "nn", "packed_formats", "recipes", "reference", "schedules", "testing")
+_MODULES = (
+    "autograd",
+    "compat",
+    "deploy",
+    "diagnosis",
+    "nn",
+    "packed_formats",
+    "recipes",
+    "reference",
+    "runtime",
+    "schedules",
+    "testing",
+)
 
 __all__ = sorted([*_FUNCTIONS, *_MODULES])
 
