@@ -45,6 +45,14 @@ KERNEL_FLAGS = ["-O3", *EXACT, "-Wno-psabi"]  # wide vectors are passed inside i
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true",
               "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills"]  # fmt: skip
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0a+PTX"
+#: What the integer products have beyond x86-64-v4.
+BEYOND_V4 = {"vnni": ["-mavx512vnni"], "amx": ["-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]}
+
+
+def machine(isa: str) -> list[str]:
+    """The compiler's flags for an instruction set."""
+    level = "v4" if isa in BEYOND_V4 else isa
+    return [f"-march=x86-64-{level}", *BEYOND_V4.get(isa, []), f"-DFASTQ_ISA={isa}"]
 
 
 class BuildError(SystemExit):
@@ -155,15 +163,17 @@ def plan() -> tuple[Ninja, list[tuple[str, str]], dict[str, object]]:
     def compile(out: str, source: str, flags: list[str], **more: str) -> str:
         return ninja.edge(out, "cxx", [str(ROOT / "csrc" / source)], flags=" ".join(flags), **more)
 
-    loops = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if path.stem != "dispatch")
+    common = ("dispatch", "product")
+    loops = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if path.stem not in common)
     flags = [*KERNEL_FLAGS, "-Wno-maybe-uninitialized"]
-    kernels = [compile(f"{name}_{isa}.o", f"cpu/{name}.cpp", [*flags, f"-march=x86-64-{isa}", f"-DFASTQ_ISA={isa}"])
-               for name in loops for isa in ISAS]  # fmt: skip
-    dispatch = compile("dispatch.o", "cpu/dispatch.cpp", ["-O2"])
+    kernels = [compile(f"{name}_{isa}.o", f"cpu/{name}.cpp", [*flags, *machine(isa)]) for name in loops for isa in ISAS]
+    if "v4" in ISAS:
+        kernels += [compile(f"gemm_{isa}.o", "cpu/gemm.cpp", [*flags, *machine(isa)]) for isa in BEYOND_V4]
+    kernels += [compile(f"{name}.o", f"cpu/{name}.cpp", ["-O2"]) for name in common]
     names = ("direct", "elementwise", "gemm", "cpu", "register_cpu")
     bridge = [compile(f"{name}.o", f"torch/{name}.cpp", [*TORCH_FLAGS, include]) for name in names]
     lib = f"-L{ninja.escape(str(torch.folder / 'lib'))}"
-    ninja.edge("libfastq.so", "link", [*bridge, dispatch, *kernels], flags=f"{lib} -ltorch -ltorch_cpu -lc10")
+    ninja.edge("libfastq.so", "link", [*bridge, *kernels], flags=f"{lib} -ltorch -ltorch_cpu -lc10")
 
     record: dict[str, object] = {"torch": torch.version, "torch_abi": "2.10", "cpu": list(ISAS), "python": sys.version.split()[0]}
     record["compiler"] = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
@@ -174,7 +184,7 @@ def plan() -> tuple[Ninja, list[tuple[str, str]], dict[str, object]]:
 
     runtime = "_runtime" + str(sysconfig.get_config_var("EXT_SUFFIX"))
     python = [f"-isystem {sysconfig.get_paths()['include']}", f"-isystem {pybind11.get_include()}", "-O2"]
-    ninja.edge(runtime, "link", [compile("runtime.o", "python/module.cpp", python), dispatch, *kernels], flags="-s")
+    ninja.edge(runtime, "link", [compile("runtime.o", "python/module.cpp", python), *kernels], flags="-s")
     products.append((runtime, runtime))
     return ninja, products, record
 

@@ -10,12 +10,18 @@ The elements of a row (an output channel) follow one another along K: those of a
 ``(O, C, [kh,] kw)`` with the channels last, ``[kh,] kw, C``, the order in which an implicit GEMM meets them. Layouts:
 
 ``rows``
-    The canonical one, of the CPU and of files. Element k of a row is bits ``k * bits`` to ``(k + 1) * bits - 1`` of the row's
+    The canonical one, of files. Element k of a row is bits ``k * bits`` to ``(k + 1) * bits - 1`` of the row's
     bytes, lowest bit first; a row takes ``ceil(K * bits / 8)`` bytes.
 ``tiles``
     That of GPUs. K is padded with zeros to whole tiles of ``64 * f`` elements, ``f = 8 / bits`` fields per byte; byte j of a
     tile's 64 holds the elements j, j + 64, ..., j + 64 * (f - 1), the first one in the lowest bits. One mask then gives 64
     elements that are neighbours in K. Fields of 3 bits are widened to 4 there.
+``blocks``
+    That of CPUs: tiles of 16 rows by 64 elements, those of 16 rows one after another along K; N and K are padded with zeros. A tile
+    has 16 lines of 64 bytes, byte ``4*i + j`` of line r being element ``4*r + j`` of row i: of each row four neighbours in K, what
+    one lane of a dot product takes. With 8 bits the bytes are fields. With fewer they are ``field + 2**(bits-1)``, numbers without a
+    sign: of 4 bits, byte j of 64 has byte j of two lines, the first in the lower half; of 2 bits, of four lines; of 3 bits come the
+    lower two bits of all lines and then the third ones, eight lines in 64 bytes.
 """
 
 from __future__ import annotations
@@ -35,22 +41,23 @@ from .engine.call import Operand
 __all__ = ["BITS", "LAYOUTS", "PackedWeight", "layout_of", "pack"]
 
 BITS = (2, 3, 4, 8)
-LAYOUTS = ("rows", "tiles")
+LAYOUTS = ("rows", "tiles", "blocks")
 #: Of the layouts and of what is packed; a file says which it was written with.
 VERSION = 1
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 #: The metadata's key in a file, and the version of what it says.
 FILE, FILE_VERSION = "fastq_weight", 1
-#: Bytes in a tile.
+#: Bytes in a tile of ``tiles``; rows and elements of one of ``blocks``.
 TILE = 64
+BLOCK_ROWS, BLOCK_DEPTH = 16, 64
 #: Bytes of a block of rows on the CPU.
 BLOCK = 2**18
 
 
 def layout_of(device: torch.device | str) -> str:
     """The layout that the kernels of a device read."""
-    return "tiles" if torch.device(device).type == "cuda" else "rows"
+    return "tiles" if torch.device(device).type == "cuda" else "blocks"
 
 
 def field_bits(bits: int, layout: str) -> int:
@@ -169,8 +176,69 @@ def row_sums(fields: torch.Tensor, size: int | None) -> torch.Tensor:
     return fours.view(len(fours), -(-fields.shape[1] // size), size // 4).sum(2, dtype=torch.int32)
 
 
-_PACK = {"rows": pack_rows, "tiles": pack_tiles}
-_UNPACK = {"rows": unpack_rows, "tiles": unpack_tiles}
+def pack_blocks(fields: torch.Tensor, bits: int) -> torch.Tensor:
+    """``(N, K)`` int8 fields as bytes of the layout ``blocks``, ``(ceil(N / 16), 128 * bits * ceil(K / 64))``."""
+    n, k = fields.shape
+    short = -n % BLOCK_ROWS, -k % BLOCK_DEPTH
+    fields = torch.nn.functional.pad(fields, (0, short[1], 0, short[0])) if any(short) else fields.contiguous()
+    blocks, tiles = len(fields) // BLOCK_ROWS, fields.shape[1] // BLOCK_DEPTH
+    flat = fields.view(-1)
+    fours = (flat.clone() if flat.storage_offset() % 4 else flat).view(torch.int32)
+    lines = fours.view(blocks, BLOCK_ROWS, tiles, 16).permute(0, 2, 3, 1).contiguous().view(-1).view(torch.uint8)
+    if bits == 8:
+        return lines.view(blocks, tiles * BLOCK_ROWS * BLOCK_DEPTH)
+    # as words of eight bytes, no bit of which leaves its byte
+    middle = lanes(2 ** (bits - 1), 8)
+    words = ((lines.view(torch.int64) & lanes(2**bits - 1, 8)) ^ middle).view(blocks, tiles, 16, 8)
+    plane = 2 if bits == 3 else bits
+    low = words & lanes(3, 8) if bits == 3 else words
+    planes = [joined_lines(low, plane)]
+    if bits == 3:
+        planes.append(joined_lines((words >> 2) & lanes(1, 8), 1))
+    return torch.cat(planes, 2).view(-1).view(torch.uint8).view(blocks, tiles * 128 * bits)
+
+
+def joined_lines(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Of ``(..., 16, 8)`` words, whose bytes have ``bits`` bits, as many lines in one as it has room for."""
+    each = 8 // bits
+    parts = words.unflatten(2, (16 // each, each))
+    joined = parts[:, :, :, 0].clone()
+    for i in range(1, each):
+        joined |= parts[:, :, :, i] << (i * bits)
+    return joined
+
+
+def unpack_blocks(data: torch.Tensor, bits: int, n: int, k: int) -> torch.Tensor:
+    """The inverse of :func:`pack_blocks`: ``(N, K)`` int8 fields."""
+    blocks, tiles = len(data), -(-k // BLOCK_DEPTH)
+    flat = data.reshape(-1)
+    if bits == 8:
+        lines = flat.clone() if flat.storage_offset() % 4 else flat
+    else:
+        words = (flat.clone() if flat.storage_offset() % 8 else flat).view(torch.int64).view(blocks, tiles, 2 * bits, 8)
+        plane = 2 if bits == 3 else bits
+        fields = split_lines(words[:, :, : 2 * plane], plane)
+        if bits == 3:
+            fields |= split_lines(words[:, :, 2 * plane :], 1) << 2
+        lines = sign_extended((fields ^ lanes(2 ** (bits - 1), 8)).view(-1).view(torch.uint8), bits)
+    fours = lines.view(torch.int32).view(blocks, tiles, 16, BLOCK_ROWS).permute(0, 3, 1, 2).contiguous()
+    return fours.view(-1).view(torch.int8).view(blocks * BLOCK_ROWS, tiles * BLOCK_DEPTH)[:n, :k].contiguous()
+
+
+def split_lines(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The inverse of :func:`joined_lines`."""
+    parts = [(words >> (i * bits)) & lanes(2**bits - 1, 8) for i in range(8 // bits)]
+    return torch.stack(parts, 3).flatten(2, 3)
+
+
+_PACK = {"rows": pack_rows, "tiles": pack_tiles, "blocks": pack_blocks}
+
+
+def unpack(layout: str, data: torch.Tensor, bits: int, n: int, k: int) -> torch.Tensor:
+    """``(N, K)`` int8 fields of what lies in ``layout``."""
+    if layout == "blocks":
+        return unpack_blocks(data, bits, n, k)
+    return (unpack_rows if layout == "rows" else unpack_tiles)(data, bits, k)
 
 
 class PackedWeight:
@@ -183,8 +251,8 @@ class PackedWeight:
         group_size: elements of a row that share a scale, or None.
         scale: float32; ``(1,)`` per tensor, ``(N,)`` per channel, ``(N, G)`` per group, ``G = ceil(K / group_size)``.
         zero_point: int32 codes of the shape of ``scale``, or None for 0.
-        layout: ``rows`` or ``tiles``, which the module's documentation describes; ``version``: of the layouts.
-        data: uint8 ``(N, bytes of a row)``, in that layout.
+        layout: ``rows``, ``tiles`` or ``blocks``, which the module's documentation describes; ``version``: of the layouts.
+        data: uint8, in that layout: ``(N, bytes of a row)``; of ``blocks``, ``(ceil(N / 16), bytes of 16 rows)``.
         stored_zero: int32, ``zero_point - middle`` of the shape of ``scale``; None where it is 0 everywhere.
         sums: int32 ``(N,)``, per group ``(N, G)``: the sums of ``field - stored_zero``, what a zero-point of the input is
             multiplied with.
@@ -239,7 +307,7 @@ class PackedWeight:
 
     def fields(self) -> torch.Tensor:
         """``(N, K)`` int8: what is packed, sign-extended."""
-        return _UNPACK[self.layout](self.data, self.bits, self.k)
+        return unpack(self.layout, self.data, self.bits, self.n, self.k)
 
     def unpack(self) -> torch.Tensor:
         """The codes, as :func:`pack` took them: int8 or uint8, of ``shape``."""
@@ -295,7 +363,7 @@ class PackedWeight:
         data = self.data
         if layout != self.layout:
             # where it is fastest, and what crosses the bus is as small as it gets
-            fields = _UNPACK[self.layout](data.to(device) if device.type == "cuda" else data, self.bits, self.k)
+            fields = unpack(self.layout, data.to(device) if device.type == "cuda" else data, self.bits, self.n, self.k)
             data = _PACK[layout](fields, self.bits)
         data = data.to(device)
         if data is self.data:

@@ -33,11 +33,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastq.dispatch import triton_interpreted
 from fastq.engine import Epilogue, Operand, Problem, configurations
 from fastq.engine.configurations import Configuration, architecture_of
-from fastq.packing import TILE, field_bits, pack_tiles, unpack_rows
+from fastq.packing import TILE, field_bits
 
 from .elementwise import _guard
 from .epilogue import arguments, dequantized, one_or_each, write
 from .numeric import bound
+from .packed import tiles_of
 
 i32, fp32 = tl.constexpr("i32"), tl.constexpr("fp32")
 
@@ -373,13 +374,12 @@ def int_linear(few: bool, x: torch.Tensor, w: Operand, e: Epilogue, chosen: Conf
     (m, k), n = x.shape, w.n
     bits = field_bits(w.bits, "tiles")
     c = chosen or configurations.find(kind_of(w, few), architecture_of(x.device), m)
-    data = pack_tiles(unpack_rows(w.data, w.bits, k), w.bits) if w.data.device.type == "cpu" else w.data
+    data = tiles_of(w) if bits == 8 else tiles_of(w).view(torch.uint8)
     out = torch.empty(m, n, dtype=e.out_dtype, device=x.device)
     with _guard(x):
         rows_left, unsigned = bits == 8 and not w.group_size and not few, x.dtype == torch.uint8
         in_registers = rows_left and unsigned and w.zero is None and k % 16 == 0 and _aligned(x)
         codes, row_sums = (x.view(torch.int8), None) if in_registers else _int8(x, w, unsigned)
-        data = data.view(torch.int8) if bits == 8 else data
         block_k = c.block_k if rows_left else TILE
         tma = c.architecture >= 90 and k > 0 and _aligned(data)
         tiles = triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n)

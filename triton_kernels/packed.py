@@ -11,12 +11,13 @@ import triton
 import triton.language as tl
 
 from fastq.engine.call import Operand
-from fastq.packing import pack_tiles, unpack_rows
+from fastq.packing import layout_of, pack_tiles, unpack
 
 
 def tiles_of(w: Operand) -> torch.Tensor:
     """The packed bytes as int8 in the layout ``tiles``: a weight on a GPU has it, one on the CPU (for the interpreter) has not."""
-    data = w.data if w.data.device.type == "cuda" else pack_tiles(unpack_rows(w.data, w.bits, w.k), w.bits)
+    layout = layout_of(w.data.device)
+    data = w.data if layout == "tiles" else pack_tiles(unpack(layout, w.data, w.bits, w.n, w.k), w.bits)
     return data.view(torch.int8)
 
 

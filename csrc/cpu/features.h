@@ -2,13 +2,27 @@
 #pragma once
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 namespace fastq {
 
-// CPUID leaf 7, EDX bit 25; compilers of 2022 have no name for it in __builtin_cpu_supports.
-inline bool has_amx_int8() {
+// Of CPUID leaf 7, EDX: compilers of 2022 have no names for them in __builtin_cpu_supports.
+inline bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 25 & 1u) != 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  return (d >> 22 & 1u) && (d >> 24 & 1u) && (d >> 25 & 1u);  // bf16, tiles, int8
+}
+
+// Tiles are 8 KB of state, which Linux gives to processes that ask, once for all of their threads.
+inline bool allow_amx() {
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+// What the kernels beyond x86-64-v4 use.
+inline bool has_vnni() {
+  return __builtin_cpu_supports("avx512vnni") != 0;
 }
 
 // What x86-64-v3 has beside its vectors, all of which a compiler may use: bmi1, lzcnt, movbe. A hypervisor may hide

@@ -1,204 +1,19 @@
 // The integer engine on the CPU, for one instruction set: products of packed weights, convolutions, codes.
 //
-// A task is a block of rows and columns of the output. It goes along K in steps: the step's part of the block's weights
-// is unpacked to numbers of one type, f - t, and that of its rows to x - zx, which 16 bits hold whatever the codes;
-// then small tiles of dot products, as many elements at a time as a vector has. What a task computes depends on the
-// shape alone, so that the number of threads changes no bit.
+// A task goes through its columns in panels of 32, and along K in steps: the step's part of the panel is unpacked to
+// bytes once, for all of the task's rows, whose sums it is added to. What is computed depends on the shape alone, so
+// that the number of threads changes no bit.
 #include "gemm.h"
 
-#include "vector.h"
-#if FASTQ_VECTOR_BYTES == 16
-#include <emmintrin.h>
-#endif
+#include "blocks.h"
+#include "epilogue.h"
+#include "floats.h"
+#include "sums.h"
 
 namespace fastq {
 inline namespace FASTQ_ISA {
 
-typedef int16_t I16 __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
-typedef uint8_t CodeBytes __attribute__((vector_size(FASTQ_VECTOR_BYTES / 4)));
-
 namespace {
-
-constexpr int kWidth = sizeof(F32) / sizeof(float);
-
-// In lane i the sum of the products of elements 2i and 2i + 1.
-FASTQ_HD U32 pair_products(I16 a, I16 b) {
-#if FASTQ_VECTOR_BYTES == 64
-  return U32(_mm512_madd_epi16(__m512i(a), __m512i(b)));
-#elif FASTQ_VECTOR_BYTES == 32
-  return U32(_mm256_madd_epi16(__m256i(a), __m256i(b)));
-#else
-  return U32(_mm_madd_epi16(__m128i(a), __m128i(b)));
-#endif
-}
-
-// How a product is summed: exactly modulo 2^32, two elements a lane; or in fp32.
-struct Integers16 {
-  using Element = int16_t;  // of a dot product
-  using Wide = uint32_t;    // of an element by itself, and of sums
-  using Vector = I16;
-  using Sum = U32;
-  static constexpr int kStep = 512;  // elements of K at a time
-  FASTQ_HD static Sum add(Sum sum, Vector a, Vector b) { return sum + pair_products(a, b); }
-  FASTQ_HD static F32 numbers(const Wide* sums) { return __builtin_convertvector(load_bits<I32>(sums), F32); }
-};
-struct Floats {
-  using Element = float;
-  using Wide = float;
-  using Vector = F32;
-  using Sum = F32;
-  static constexpr int kStep = 256;
-  FASTQ_HD static Sum add(Sum sum, Vector a, Vector b) { return sum + a * b; }
-  FASTQ_HD static F32 numbers(const Wide* sums) { return load_bits<F32>(sums); }
-};
-
-// The sum over lanes, by halves.
-template <class Total, class V>
-FASTQ_HD Total sum_of_lanes(V v) {
-  Total lane[kWidth];
-  std::memcpy(lane, &v, sizeof(v));
-  for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
-  return lane[0];
-}
-
-FASTQ_HD int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-FASTQ_HD int64_t multiple(int64_t n, int64_t of) {
-  return (n + of - 1) / of * of;
-}
-
-template <class T>
-FASTQ_HD void fill_zeros(T* to, int64_t from, int64_t end) {
-  for (int64_t i = from; i < end; ++i) to[i] = T(0);
-}
-
-// `n` elements, fewer than a vector has in the last one.
-template <class S>
-FASTQ_HD F32 load(const typename S::Element* from, int64_t n) {
-  if (n >= kWidth) return S::load(from);
-  typename S::Element tail[kWidth] = {};
-  std::memcpy(tail, from, n * sizeof(tail[0]));
-  return S::load(tail);
-}
-template <class S>
-FASTQ_HD void store(typename S::Element* to, int64_t n, F32 v) {
-  if (n >= kWidth) return S::store(to, v);
-  typename S::Element tail[kWidth];
-  S::store(tail, v);
-  std::memcpy(to, tail, n * sizeof(tail[0]));
-}
-
-// What is stored as x, each element less the zero-point.
-template <class T>
-struct CodesOf {
-  using Element = T;
-  template <class To>
-  FASTQ_HD static void load(const T* from, int64_t n, int32_t zero, To* to) {
-    for (int64_t i = 0; i < n; ++i) to[i] = To(int32_t(from[i]) - zero);
-  }
-};
-template <class S>
-struct FloatsOf {
-  using Element = typename S::Element;
-  FASTQ_HD static void load(const Element* from, int64_t n, int32_t, float* to) {
-    for (int64_t i = 0; i < n; i += kWidth) fastq::store<Float32>(to + i, n - i, fastq::load<S>(from + i, n - i));
-  }
-};
-
-template <class Body>
-FASTQ_HD void each_float(Stored type, const Body& body) {
-  switch (type) {
-    case Stored::bf16: return body(BFloat16());
-    case Stored::f16: return body(Float16());
-    default: return body(Float32());
-  }
-}
-
-struct Block {
-  int64_t row, rows, column, columns, group;
-};
-
-// For the epilogue: what belongs to a block's columns, with room for whole vectors.
-template <int64_t kColumns>
-struct alignas(64) Columns {
-  float scale[kColumns], bias[kColumns], multiplier[kColumns], addend[kColumns];
-
-  FASTQ_HD static void copy(const float* from, const Block& b, float* to) {
-    if (from == nullptr) return;
-    for (int64_t j = 0; j < kColumns; ++j) to[j] = j < b.columns ? from[b.column + j] : 0.0f;
-  }
-  FASTQ_HD void set(const GemmCall& c, const Block& b) {
-    copy(c.bias, b, bias);
-    copy(c.multiplier, b, multiplier);
-    copy(c.addend, b, addend);
-  }
-  FASTQ_HD void set_scale(const GemmCall& c, const Block& b, int64_t scale_group) {
-    for (int64_t j = 0; j < kColumns; ++j)
-      scale[j] = j < b.columns ? c.scale[(b.column + j) * c.scale_step + scale_group] : 0.0f;
-  }
-};
-
-// y (+)= sums * (x_scale * scale)
-template <class E, int64_t kColumns>
-void fold(const GemmCall& c, const Block& b, const Columns<kColumns>& of, const typename E::Wide* sums, bool first,
-          float* y) {
-  for (int64_t i = 0; i < b.rows; ++i) {
-    const F32 x_scale = splat<F32>(c.x_scale == nullptr ? 1.0f : c.x_scale[(b.row + i) * c.x_scale_step]);
-    for (int64_t j = 0; j < b.columns; j += kWidth) {
-      float* to = y + i * kColumns + j;
-      const F32 v = scaled(E::numbers(sums + i * kColumns + j), x_scale, load_bits<F32>(of.scale + j));
-      store_bits(to, first ? v : load_bits<F32>(to) + v);
-    }
-  }
-}
-
-FASTQ_HD void store_codes(void* to, int64_t n, F32 code, int32_t zero) {
-  const CodeBytes bytes = __builtin_convertvector(__builtin_convertvector(code, I32) + zero, CodeBytes);
-  std::memcpy(to, &bytes, least(n, kWidth));
-}
-
-// From `+ bias` to the output.
-template <int64_t kColumns>
-void finish(const GemmCall& c, const Block& b, const Columns<kColumns>& of, float* y) {
-  const EpilogueParts parts = c.parts();
-  const bool codes = is_code(c.out_type);
-  const F32 out_scale = splat<F32>(codes ? *c.out_scale : 1.0f);
-  const float low = float(c.low - c.out_zero), high = float(c.high - c.out_zero);
-  for (int64_t i = 0; i < b.rows; ++i) {
-    const int64_t at = (b.row + i) * c.n + b.column;
-    alignas(64) float residual[kColumns];
-    if (parts.residual)
-      each_float(c.residual_type, [&](auto s) {
-        using S = decltype(s);
-        FloatsOf<S>::load(static_cast<const typename S::Element*>(c.residual) + at, b.columns, 0, residual);
-        fill_zeros(residual, b.columns, multiple(b.columns, kWidth));
-      });
-    for (int64_t j = 0; j < b.columns; j += kWidth) {
-      F32 v = load_bits<F32>(y + i * kColumns + j);
-      v = finished(v, parts, parts.bias ? load_bits<F32>(of.bias + j) : v,
-                   parts.multiplier ? load_bits<F32>(of.multiplier + j) : v,
-                   parts.addend ? load_bits<F32>(of.addend + j) : v, parts.residual ? load_bits<F32>(residual + j) : v);
-      const int64_t left = b.columns - j;
-      if (codes) {
-        store_codes(static_cast<uint8_t*>(c.out) + at + j, left, code_of(v, out_scale, low, high), c.out_zero);
-      } else {
-        each_float(c.out_type, [&](auto s) {
-          using S = decltype(s);
-          store<S>(static_cast<typename S::Element*>(c.out) + at + j, left, v);
-        });
-      }
-    }
-  }
-}
-
-template <int64_t kColumns>
-void store_sums(const GemmCall& c, const Block& b, const uint32_t* sums) {
-  for (int64_t i = 0; i < b.rows; ++i)
-    std::memcpy(static_cast<int32_t*>(c.out) + (b.row + i) * c.n + b.column, sums + i * kColumns,
-                b.columns * sizeof(int32_t));
-}
 
 // Where a position of the output looks at the image.
 struct Position {
@@ -218,141 +33,327 @@ struct Position {
   }
 };
 
-template <class E, class X>
-struct Product {
-  using Element = typename E::Element;
-  using Wide = typename E::Wide;
-  static constexpr int kElements = sizeof(typename E::Vector) / sizeof(Element);
-  static constexpr int64_t kColumns = kGemmColumns;
-  static constexpr int kTileRows = 4, kTileColumns = 2, kRowColumns = 4;
+// What is stored as x, as it is packed: codes as bytes, floating point numbers as fp32.
+struct Codes {
+  using Element = uint8_t;
+  using Packed = uint8_t;
+  FASTQ_HD static void load(const Element* from, int64_t n, Packed* to) { std::memcpy(to, from, n); }
+};
+template <class S>
+struct Numbers : FloatsOf<S> {
+  using Packed = float;
+};
 
-  struct alignas(64) Scratch {
-    Element x[kGemmRows * E::kStep];
-    Element weight[kColumns * E::kStep];
-    Wide sums[kGemmRows * kColumns];
-    float y[kGemmRows * kColumns];
-    Columns<kColumns> columns;
+// Row `row` of the matrix that is multiplied: K elements, `zero` where a convolution looks beyond the image.
+template <class X>
+FASTQ_HD void gather(const GemmCall& c, int64_t row, int64_t group, typename X::Packed zero, typename X::Packed* to) {
+  const auto* x = static_cast<const typename X::Element*>(c.x);
+  if (!c.convolution) return X::load(x + row * c.k, c.k, to);
+  const GemmWindow& w = c.window;
+  const Position p(w, row);
+  const auto fill = [&](int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = zero;
+    to += n;
   };
-
-  // Elements [first, first + count) of K of the block's weights.
-  FASTQ_HD static void load_weights(const GemmCall& c, const Block& b, int64_t scale_group, int64_t first,
-                                    int64_t count, Scratch& s) {
-    const int64_t padded = multiple(count, kElements);
-    for (int64_t j = 0; j < b.columns; ++j) {
-      const int64_t n = b.column + j;
-      const int32_t zero = c.zero == nullptr ? 0 : c.zero[n * c.scale_step + scale_group];
-      Element* to = s.weight + j * E::kStep;
-      unpack_rows(c.weight + n * c.row_bytes, c.bits, first, count, Element(zero), to);
-      fill_zeros(to, count, padded);
+  if (w.dw == 1 && w.groups == 1) {
+    // The taps of a line of the kernel are neighbours in memory: a few channels alone would be short runs.
+    const int64_t line = w.kw * w.channels, of_image = w.width * w.channels, at = p.left * w.channels;
+    const int64_t inside = at < 0 ? least(-at, line) : 0, outside = at < of_image ? least(of_image - at, line) : 0;
+    for (int64_t u = 0; u < w.kh; ++u) {
+      const int64_t y = p.top + u * w.dh;
+      if (y < 0 || y >= w.height || inside >= outside) {
+        fill(line);
+        continue;
+      }
+      fill(inside);
+      X::load(x + (p.image * w.height + y) * of_image + at + inside, outside - inside, to);
+      to += outside - inside;
+      fill(line - outside);
     }
-    for (int64_t j = b.columns; j < multiple(b.columns, kRowColumns); ++j)
-      fill_zeros(s.weight + j * E::kStep, 0, padded);
+    return;
   }
-
-  FASTQ_HD static void load_row(const GemmCall& c, const Block& b, int64_t row, int64_t first, int64_t count,
-                                Element* to) {
-    const auto* x = static_cast<const typename X::Element*>(c.x);
-    if (!c.convolution) return X::load(x + row * c.k + first, count, c.x_zero, to);
-    const GemmWindow& w = c.window;
-    const Position p(w, row);
-    if (w.dw == 1 && w.groups == 1) return load_lines(c, p, first, count, to);
-    int64_t tap = first / w.channels, channel = first % w.channels;
-    for (int64_t done = 0; done < count; ++tap, channel = 0) {
-      const int64_t run = least(w.channels - channel, count - done), pixel = p.pixel(w, tap / w.kw, tap % w.kw);
-      if (pixel < 0)
-        fill_zeros(to, done, done + run);
-      else
-        X::load(x + (pixel * w.groups + b.group) * w.channels + channel, run, c.x_zero, to + done);
-      done += run;
-    }
-  }
-
-  // Where the taps of a line of the kernel are neighbours in memory: a few channels alone would be short runs.
-  FASTQ_HD static void load_lines(const GemmCall& c, const Position& p, int64_t first, int64_t count, Element* to) {
-    const GemmWindow& w = c.window;
-    const auto* x = static_cast<const typename X::Element*>(c.x);
-    const int64_t of_kernel = w.kw * w.channels, of_image = w.width * w.channels;  // elements of a line
-    int64_t u = first / of_kernel, v = first % of_kernel;
-    for (int64_t done = 0; done < count; ++u, v = 0) {
-      const int64_t run = least(of_kernel - v, count - done), y = p.top + u * w.dh, at = p.left * w.channels + v;
-      int64_t begin = at < 0 ? least(-at, run) : 0, end = at < of_image ? least(of_image - at, run) : 0;
-      if (y < 0 || y >= w.height || begin >= end) begin = end = 0;
-      fill_zeros(to + done, 0, begin);
-      if (begin < end)
-        X::load(x + (p.image * w.height + y) * of_image + at + begin, end - begin, c.x_zero, to + done + begin);
-      fill_zeros(to + done, end, run);
-      done += run;
-    }
-  }
-
-  FASTQ_HD static void load_x(const GemmCall& c, const Block& b, int64_t first, int64_t count, Scratch& s) {
-    const int64_t padded = multiple(count, kElements);
-    for (int64_t i = 0; i < b.rows; ++i) {
-      Element* to = s.x + i * E::kStep;
-      load_row(c, b, b.row + i, first, count, to);
-      fill_zeros(to, count, padded);
-    }
-    for (int64_t i = b.rows; i < multiple(b.rows, kTileRows); ++i) fill_zeros(s.x + i * E::kStep, 0, padded);
-  }
-
-  template <int kR, int kC>
-  FASTQ_HD static void tile(const Element* x, const Element* weight, int64_t count, Wide* sums) {
-    typename E::Sum sum[kR][kC] = {};
-    for (int64_t k = 0; k < count; k += kElements) {
-      typename E::Vector of_weight[kC];
-      for (int j = 0; j < kC; ++j) of_weight[j] = load_bits<typename E::Vector>(weight + j * E::kStep + k);
-      for (int i = 0; i < kR; ++i) {
-        const auto of_x = load_bits<typename E::Vector>(x + i * E::kStep + k);
-        for (int j = 0; j < kC; ++j) sum[i][j] = E::add(sum[i][j], of_x, of_weight[j]);
+  for (int64_t u = 0; u < w.kh; ++u)
+    for (int64_t v = 0; v < w.kw; ++v) {
+      const int64_t pixel = p.pixel(w, u, v);
+      if (pixel < 0) {
+        fill(w.channels);
+      } else {
+        X::load(x + (pixel * w.groups + group) * w.channels, w.channels, to);
+        to += w.channels;
       }
     }
-    for (int i = 0; i < kR; ++i)
-      for (int j = 0; j < kC; ++j) sums[i * kColumns + j] += sum_of_lanes<Wide>(sum[i][j]);
-  }
+}
 
-  static void tiles(const Block& b, int64_t count, Scratch& s) {
-    int64_t i = 0;
-    for (; i + 1 < b.rows; i += kTileRows)
-      for (int64_t j = 0; j < b.columns; j += kTileColumns)
-        tile<kTileRows, kTileColumns>(s.x + i * E::kStep, s.weight + j * E::kStep, count, s.sums + i * kColumns + j);
-    if (i >= b.rows) return;
-    for (int64_t j = 0; j < b.columns; j += kRowColumns)
-      tile<1, kRowColumns>(s.x + i * E::kStep, s.weight + j * E::kStep, count, s.sums + i * kColumns + j);
-  }
+// ---- codes
 
-  static void run(const GemmCall& c, const Block& b) {
-    Scratch s;
-    const int64_t used = multiple(b.rows, kTileRows) * kColumns;
-    fill_zeros(s.sums, 0, used);
-    if (c.scale_groups == 0) fill_zeros(s.y, 0, used);  // K is 0
-    s.columns.set(c, b);
+#if defined(__AVX512VNNI__)
+using Sums = DotProducts;
+#else
+using Sums = Pairs;
+#endif
+
+constexpr int64_t kStep = 512;                                  // elements of K at a time
+constexpr int64_t kStepTiles = kStep / kBlockDepth + 1;         // that they may lie in
+constexpr int64_t kPanelBytes = kPanelBlocks * kStepTiles * kTileSize;
+constexpr int64_t kTaskRows = 256;                              // of a task, where all rows are packed first
+constexpr int64_t kOwnRows = 128;                               // where a task packs its own
+constexpr int64_t kSharedBytes = int64_t(1) << 21;              // of a convolution's packed rows, at most, to be shared
+constexpr int64_t kRowsTogether = 32;                           // whose sums become outputs as soon as they are whole
+constexpr int64_t kSlack = 64;
+
+FASTQ_HD bool x_is_signed(const GemmCall& c, const GemmPlan& plan) {
+#if defined(__AVX512VNNI__)
+  return plan.tiles || DotProducts::x_signed(c.bits);
+#else
+  (void)plan;
+  return c.x_type == Stored::i8;  // 16 bits hold either
+#endif
+}
+// What is added to x where it is packed.
+FASTQ_HD int32_t x_shift(const GemmCall& c, const GemmPlan& plan) {
+  const bool is = c.x_type == Stored::i8, wanted = x_is_signed(c, plan);
+  return is == wanted ? 0 : is ? 128 : -128;
+}
+// Whether sums of rows of x are needed.
+FASTQ_HD bool has_totals(const GemmCall& c) {
+  return c.zero != nullptr || block_middle(c.bits) != 0;
+}
+FASTQ_HD int64_t depth_of(const GemmCall& c) {
+  return multiple(c.k, kBlockDepth);
+}
+
+template <class T>
+FASTQ_HD int32_t total_of(const T* x, int64_t n) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += x[i];
+  return sum;
+}
+
+#if !defined(__AVX512VNNI__)
+// Bytes from the upper half of a row to 16 bits in all of it, the even ones of four before the odd ones.
+template <bool kSigned>
+FASTQ_HD void widen_row(int64_t depth, uint8_t* row) {
+  for (int64_t i = 0; i < depth; i += FASTQ_VECTOR_BYTES) {
+    const Pairs::U16Whole v = load_bits<Pairs::U16Whole>(row + depth + i);
+    const U32 even = U32(kSigned ? Pairs::U16Whole(I16(v << 8) >> 8) : Pairs::U16Whole(v & 0xff));
+    const U32 odd = U32(kSigned ? Pairs::U16Whole(I16(v) >> 8) : Pairs::U16Whole(v >> 8));
+    uint32_t both[2 * kWidth];
+    for (int j = 0; j < kWidth; ++j) both[2 * j] = even[j], both[2 * j + 1] = odd[j];
+    std::memcpy(row + 2 * i, both, sizeof(both));
+  }
+}
+#endif
+
+FASTQ_HD int32_t* totals_of(const GemmCall& c, uint8_t* row) {
+  return reinterpret_cast<int32_t*>(row + depth_of(c) * Sums::kElement);
+}
+
+void pack_codes(const GemmCall& c, const GemmPlan& plan, int64_t row, int64_t group, uint8_t* to) {
+  const int64_t depth = depth_of(c);
+  uint8_t* bytes = to + (Sums::kElement - 1) * depth;
+  gather<Codes>(c, row, group, uint8_t(c.x_zero), bytes);
+  if (x_shift(c, plan) != 0)
+    for (int64_t i = 0; i < c.k; ++i) bytes[i] ^= 0x80;
+  fill_zeros(bytes, c.k, depth);
+  const bool with_sign = x_is_signed(c, plan);
+  if (has_totals(c))
     for (int64_t g = 0; g < c.scale_groups; ++g) {
-      const int64_t end = least((g + 1) * c.group_size, c.k);
-      for (int64_t first = g * c.group_size; first < end; first += E::kStep) {
-        const int64_t count = least(E::kStep, end - first);
-        load_weights(c, b, g, first, count, s);
-        load_x(c, b, first, count, s);
-        tiles(b, count, s);
-      }
-      if (c.out_type == Stored::i32) break;  // the one group's
-      s.columns.set_scale(c, b, g);
-      fold<E>(c, b, s.columns, s.sums, g == 0, s.y);
-      if (g + 1 < c.scale_groups) fill_zeros(s.sums, 0, used);
+      const int64_t first = g * c.group_size, n = least(c.group_size, c.k - first);
+      totals_of(c, to)[g] = with_sign ? total_of(reinterpret_cast<const int8_t*>(bytes) + first, n)
+                                      : total_of(bytes + first, n);
     }
-    output(c, b, s);
-  }
+#if !defined(__AVX512VNNI__)
+  if (with_sign)
+    widen_row<true>(depth, to);
+  else
+    widen_row<false>(depth, to);
+#endif
+}
 
-  FASTQ_HD static void output(const GemmCall& c, const Block& b, Scratch& s) {
-    if constexpr (sizeof(Element) == 2)
-      if (c.out_type == Stored::i32) return store_sums<kColumns>(c, b, s.sums);
-    finish(c, b, s.columns, s.y);
+constexpr int64_t kFloatPanelBytes = FloatSums::kStep * kPanel * 4;
+
+// The memory of a task.
+struct Scratch {
+  uint8_t *x, *panel, *numbers;
+  uint32_t* sums;
+  float* y;
+
+  FASTQ_HD static int64_t bytes(const GemmCall& c, const GemmPlan& plan) {
+    const int64_t rows = multiple(plan.rows, kRowsTogether);
+    const int64_t of_y = c.scale_groups > 1 ? rows : kRowsTogether;
+    return (plan.shared ? 0 : rows * plan.stride) + kPanelBytes + kFloatPanelBytes + rows * kPanel * 4 + kSlack +
+           of_y * kPanel * 4;
+  }
+  FASTQ_HD Scratch(const GemmPlan& plan, uint8_t* memory) {
+    const int64_t rows = multiple(plan.rows, kRowsTogether);
+    x = memory;
+    panel = x + (plan.shared ? 0 : rows * plan.stride);
+    numbers = panel + kPanelBytes;
+    sums = reinterpret_cast<uint32_t*>(numbers + kFloatPanelBytes);
+    y = reinterpret_cast<float*>(sums + rows * kPanel + kSlack / 4);
   }
 };
 
+// Of the panel that begins with the block of column `column`, the lines of elements [first, first + count) of K. Weights
+// of fewer than 8 bits are unpacked to `room`.
+FASTQ_HD Lines lines_of(const GemmCall& c, const Block& b, int64_t first, int64_t count, uint8_t* room) {
+  Lines w = {};
+  const int64_t block = b.column / kBlockRows, last = (b.column + b.columns - 1) / kBlockRows;
+  for (int j = 0; j < kPanelBlocks && block + j <= last; ++j) {
+    const uint8_t* from = c.weight + (block + j) * c.row_bytes;
+    if (c.bits == 8) {
+      w.block[j] = from + first / 4 * kLineBytes;
+      continue;
+    }
+    uint8_t* to = room + j * kStepTiles * kTileSize;
+    const int64_t tile = first / kBlockDepth, end = (first + count + kBlockDepth - 1) / kBlockDepth;
+    for (int64_t t = tile; t < end; ++t)
+      unpack_tile(c.bits, from + t * block_tile_bytes(c.bits), to + (t - tile) * kTileSize);
+    w.block[j] = to + first % kBlockDepth / 4 * kLineBytes;
+  }
+  return w;
+}
+
+struct IntegerProduct {
+  const GemmCall& c;
+  const GemmPlan& plan;
+  const Scratch& s;
+  Columns<kPanel> columns;
+
+  FASTQ_HD void multiply(const uint8_t* x, int64_t rows, const Lines& w, int64_t count, bool fresh,
+                         uint32_t* sums) const {
+#if defined(__AMX_INT8__)
+    if (plan.tiles)
+      return Tiles::multiply(c.bits, x, plan.stride, rows, w, (count + kBlockDepth - 1) / kBlockDepth, fresh, sums);
+#endif
+    Sums::multiply(c.bits, x, plan.stride, rows, w, (count + 3) / 4, fresh, sums);
+  }
+
+  // Rows [i, i + rows) of the block, whose sums over a group of K are whole.
+  void settle(const Block& b, const uint8_t* x, int64_t i, int64_t rows, int64_t scale_group) {
+    const int64_t offset = b.column % kBlockRows;
+    const uint32_t* sums = s.sums + i * kPanel + offset;
+    const Block part = {b.row + i, rows, b.column, b.columns, b.group};
+    const auto whole = [&](int64_t r, int64_t j) {
+      const uint32_t total =
+          has_totals(c) ? uint32_t(totals_of(c, const_cast<uint8_t*>(x) + (i + r) * plan.stride)[scale_group]) : 0;
+      return corrected_sums(sums + r * kPanel + j, columns, j, total);
+    };
+    if (c.out_type == Stored::i32) {
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = 0; j < b.columns; j += kWidth) {
+          const I32 v = whole(r, j);
+          std::memcpy(static_cast<int32_t*>(c.out) + (part.row + r) * c.n + b.column + j, &v,
+                      least(b.columns - j, kWidth) * sizeof(int32_t));
+        }
+      return;
+    }
+    float* y = s.y + (c.scale_groups > 1 ? i * kPanel : 0);
+    fold(c, part, columns, [&](int64_t r, int64_t j) { return __builtin_convertvector(whole(r, j), F32); },
+         scale_group == 0, y);
+    if (scale_group + 1 == c.scale_groups) finish(c, part, columns, y);
+  }
+
+  // `x`: the block's packed rows.
+  void run(const Block& b, const uint8_t* x) {
+    columns.set(c, b);
+    if (c.k == 0) {  // groups of no element
+      for (int64_t i = 0; i < b.rows * kPanel; ++i) s.sums[i] = 0;
+      columns.set_scale(c, b, 0);
+      columns.set_zeros(c, b, 0, 0, 0);
+      for (int64_t i = 0; i < b.rows; i += kRowsTogether) settle(b, x, i, least(kRowsTogether, b.rows - i), 0);
+      return;
+    }
+    const int32_t x_zero = c.x_zero + x_shift(c, plan);
+    const bool aligned = c.group_size % kBlockDepth == 0 || c.scale_groups == 1;
+    for (int64_t g = 0; g < c.scale_groups; ++g) {
+      const int64_t begin = g * c.group_size, end = least(begin + c.group_size, c.k);
+      if (c.out_type != Stored::i32) columns.set_scale(c, b, g);
+      columns.set_zeros(c, b, g, block_middle(c.bits), x_zero);
+#if defined(__AVX512VNNI__)
+      if (!plan.tiles && aligned && b.rows <= DotProducts::kFewRows) {
+        Lines w = {};
+        const int64_t block = b.column / kBlockRows, last = (b.column + b.columns - 1) / kBlockRows;
+        for (int j = 0; j < kPanelBlocks && block + j <= last; ++j)
+          w.block[j] = c.weight + (block + j) * c.row_bytes + begin / kBlockDepth * block_tile_bytes(c.bits);
+        DotProducts::multiply_few(c.bits, x + begin, plan.stride, b.rows, w,
+                                  (end - begin + kBlockDepth - 1) / kBlockDepth, s.sums);
+        settle(b, x, 0, b.rows, g);
+        continue;
+      }
+#endif
+      // Without unpacking, and for rows that are taken together, a step is all there is.
+      const int64_t step = c.bits == 8 && b.rows <= kRowsTogether && aligned ? end - begin : kStep;
+      for (int64_t first = begin; first < end; first += step) {
+        const int64_t count = least(step, end - first);
+        const Lines w = lines_of(c, b, first, count, s.panel);
+        const uint8_t* at = x + first * Sums::kElement;
+        if (first + count < end) {
+          multiply(at, b.rows, w, count, first == begin, s.sums);
+          continue;
+        }
+        for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
+          const int64_t rows = least(kRowsTogether, b.rows - i);
+          multiply(at + i * plan.stride, rows, w, count, first == begin, s.sums + i * kPanel);
+          settle(b, x, i, rows, g);
+        }
+      }
+    }
+  }
+};
+
+// ---- floating point numbers
+
+template <class X>
+struct FloatProduct {
+  const GemmCall& c;
+  const GemmPlan& plan;
+  const Scratch& s;
+  Columns<kPanel> columns;
+
+  static void pack(const GemmCall& c, int64_t row, int64_t group, uint8_t* to) {
+    gather<X>(c, row, group, 0.0f, reinterpret_cast<float*>(to));
+  }
+
+  void run(const Block& b, const uint8_t* x) {
+    const int64_t offset = b.column % kBlockRows, stride = plan.stride / 4;
+    auto* sums = reinterpret_cast<float*>(s.sums);
+    auto* panel = reinterpret_cast<float*>(s.numbers);
+    columns.set(c, b);
+    for (int64_t i = 0; c.k == 0 && i < b.rows * kPanel; ++i) sums[i] = 0.0f;
+    for (int64_t g = 0; g < c.scale_groups; ++g) {
+      const int64_t begin = g * c.group_size, end = least(begin + c.group_size, c.k);
+      columns.set_scale(c, b, g);
+      alignas(64) int32_t zero[kPanel];
+      for (int64_t j = 0; j < kPanel; ++j) {
+        const int64_t n = j < offset || j - offset >= b.columns ? b.column : b.column + j - offset;
+        zero[j] = block_middle(c.bits) + (c.zero == nullptr ? 0 : c.zero[n * c.scale_step + g]);
+      }
+      for (int64_t first = begin; first < end; first += FloatSums::kStep) {
+        const int64_t count = least(FloatSums::kStep, end - first);
+        const Lines w = lines_of(c, b, first, count, s.panel);
+        for (int j = 0; j < kPanelBlocks; ++j)
+          if (w.block[j] != nullptr)
+            FloatSums::weights(w.block[j], c.bits == 8, count, zero + j * kBlockRows, panel + j * kBlockRows);
+        FloatSums::multiply(reinterpret_cast<const float*>(x) + first, stride, b.rows, panel, count, first == begin,
+                            sums);
+      }
+      for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
+        const Block part = {b.row + i, least(kRowsTogether, b.rows - i), b.column, b.columns, b.group};
+        float* y = s.y + (c.scale_groups > 1 ? i * kPanel : 0);
+        fold(c, part, columns,
+             [&](int64_t r, int64_t j) { return load_bits<F32>(sums + (i + r) * kPanel + offset + j); }, g == 0, y);
+        if (g + 1 == c.scale_groups) finish(c, part, columns, y);
+      }
+    }
+  }
+};
+
+// ---- depthwise convolutions
+
 // A convolution whose channels each have a kernel of their own: no dot products, but vectors of channels.
-template <class E, class X>
+template <class Wide>
 struct Depthwise {
-  using Wide = typename E::Wide;
   static constexpr int64_t kColumns = kDepthwiseChannels;
   static constexpr int64_t kTaps = 32;  // at a time
 
@@ -366,20 +367,38 @@ struct Depthwise {
   };
 
   static void load_weights(const GemmCall& c, const Block& b, int64_t first, int64_t count, Scratch& s) {
-    using Field = typename E::Element;
     for (int64_t j = 0; j < b.columns; ++j) {
       const int64_t n = b.column + j;
-      Field taps[kTaps];
-      unpack_rows(c.weight + n * c.row_bytes, c.bits, first, count,
-                  Field(c.zero == nullptr ? 0 : c.zero[n * c.scale_step]), taps);
-      for (int64_t t = 0; t < count; ++t) s.weight[t * kColumns + j] = Wide(taps[t]);
+      const int32_t zero = c.zero == nullptr ? 0 : c.zero[n * c.scale_step];
+      for (int64_t t = 0; t < count; ++t)
+        s.weight[t * kColumns + j] = Wide(field_of_blocks(c.weight, c.row_bytes, c.bits, n, first + t) - zero);
     }
+  }
+
+  // Channels of a pixel from element `at` of x on, less the zero-point.
+  FASTQ_HD static void load_x(const GemmCall& c, int64_t at, int64_t n, Wide* to) {
+    if constexpr (sizeof(Wide) == sizeof(float) && Wide(0.5f) != Wide(0)) {
+      each_float(c.x_type, [&](auto s) {
+        using S = decltype(s);
+        FloatsOf<S>::load(static_cast<const typename S::Element*>(c.x) + at, n, to);
+      });
+    } else if (c.x_type == Stored::i8) {
+      for (int64_t i = 0; i < n; ++i) to[i] = Wide(static_cast<const int8_t*>(c.x)[at + i] - c.x_zero);
+    } else {
+      for (int64_t i = 0; i < n; ++i) to[i] = Wide(static_cast<const uint8_t*>(c.x)[at + i] - c.x_zero);
+    }
+  }
+
+  FASTQ_HD static F32 number(const Wide* sums) {
+    if constexpr (Wide(0.5f) != Wide(0))
+      return load_bits<F32>(sums);
+    else
+      return __builtin_convertvector(load_bits<I32>(sums), F32);
   }
 
   static void run(const GemmCall& c, const Block& b) {
     Scratch s;
     const GemmWindow& w = c.window;
-    const auto* x = static_cast<const typename X::Element*>(c.x);
     const int64_t each = c.n / w.groups;  // outputs of an input channel
     const int64_t lowest = b.column / each, channels = (b.column + b.columns - 1) / each - lowest + 1;
     for (int64_t j = 0; j < b.columns; ++j) s.channel[j] = int32_t((b.column + j) / each - lowest);
@@ -393,7 +412,7 @@ struct Depthwise {
         for (int64_t t = 0; t < count; ++t) {
           const int64_t pixel = p.pixel(w, (first + t) / w.kw, (first + t) % w.kw);
           if (pixel < 0) continue;
-          X::load(x + pixel * w.groups + lowest, channels, c.x_zero, s.x);
+          load_x(c, pixel * w.groups + lowest, channels, s.x);
           Wide* sums = s.sums + i * kColumns;
           const Wide* weight = s.weight + t * kColumns;
           if (each == 1)
@@ -403,40 +422,160 @@ struct Depthwise {
         }
       }
     }
-    if constexpr (sizeof(typename E::Element) == 2)
-      if (c.out_type == Stored::i32) return store_sums<kColumns>(c, b, s.sums);
+    if (c.out_type == Stored::i32) {
+      for (int64_t i = 0; i < b.rows; ++i)
+        std::memcpy(static_cast<int32_t*>(c.out) + (b.row + i) * c.n + b.column, s.sums + i * kColumns,
+                    b.columns * sizeof(int32_t));
+      return;
+    }
     s.columns.set_scale(c, b, 0);
-    fold<E>(c, b, s.columns, s.sums, true, s.y);
+    fold(c, b, s.columns, [&](int64_t i, int64_t j) { return number(s.sums + i * kColumns + j); }, true, s.y);
     finish(c, b, s.columns, s.y);
   }
 };
 
-template <class E, class X>
-void blocks(const GemmCall& c, int64_t begin, int64_t end) {
-  const GemmTasks tasks(c);
-  const bool depthwise = c.depthwise();
-  const int64_t rows = depthwise ? kDepthwiseRows : kGemmRows, columns = depthwise ? kDepthwiseChannels : kGemmColumns;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t row = task % tasks.row_blocks * rows, of_columns = task / tasks.row_blocks;
-    const int64_t column = of_columns % tasks.column_blocks * columns, group = of_columns / tasks.column_blocks;
-    const Block b = {row, least(rows, c.m - row), group * tasks.columns + column,
-                     least(columns, tasks.columns - column), group};
-    if (depthwise)
-      Depthwise<E, X>::run(c, b);
-    else
-      Product<E, X>::run(c, b);
+// ---- tasks
+
+template <class Body>
+FASTQ_HD void each_product(const GemmCall& c, const Body& body) {
+  switch (c.x_type) {
+    case Stored::bf16: return body(FloatProduct<Numbers<BFloat16>>::pack);
+    case Stored::f16: return body(FloatProduct<Numbers<Float16>>::pack);
+    default: return body(FloatProduct<Numbers<Float32>>::pack);
   }
 }
 
-void product(const GemmCall& c, int64_t begin, int64_t end) {
-  switch (c.x_type) {
-    case Stored::i8: return blocks<Integers16, CodesOf<int8_t>>(c, begin, end);
-    case Stored::u8: return blocks<Integers16, CodesOf<uint8_t>>(c, begin, end);
-    case Stored::bf16: return blocks<Floats, FloatsOf<BFloat16>>(c, begin, end);
-    case Stored::f16: return blocks<Floats, FloatsOf<Float16>>(c, begin, end);
-    default: return blocks<Floats, FloatsOf<Float32>>(c, begin, end);
+void pack_row(const GemmCall& c, const GemmPlan& plan, int64_t row, int64_t group, uint8_t* to) {
+  if (c.integer())
+    pack_codes(c, plan, row, group, to);
+  else
+    each_product(c, [&](auto pack) { pack(c, row, group, to); });
+}
+
+GemmPlan plan_of(const GemmCall& c) {
+  GemmPlan p = {};
+  if (c.depthwise()) {
+    p.rows = kDepthwiseRows, p.columns = kDepthwiseChannels, p.groups = 1, p.shared = true;
+    p.row_tasks = (c.m + p.rows - 1) / p.rows;
+    p.column_tasks = (c.n + p.columns - 1) / p.columns;
+    p.work = least(c.m, p.rows) * least(c.n, p.columns) * c.k;
+    return p;
+  }
+  const int64_t depth = depth_of(c);
+  p.groups = c.convolution ? c.window.groups : 1;
+  int64_t bytes = c.integer() ? depth * Sums::kElement + (has_totals(c) ? c.scale_groups * 4 : 0) : depth * 4;
+  // Rows an odd number of lines apart do not fall into the same sets of the cache.
+  bytes = multiple(bytes, kLineBytes);
+  p.stride = bytes / kLineBytes % 2 == 0 ? bytes + kLineBytes : bytes;
+#if defined(__AMX_INT8__)
+  p.tiles = c.integer() && c.m > DotProducts::kFewRows && (c.group_size % kBlockDepth == 0 || c.scale_groups == 1);
+#endif
+  const int64_t most = multiple(c.m, kRowsTogether);
+  p.shared = p.groups == 1 && (!c.convolution || most <= kSharedBytes / p.stride);
+  const int64_t of_task = p.shared ? kTaskRows : kOwnRows;
+  p.row_tasks = (c.m + of_task - 1) / of_task;
+  p.rows = p.row_tasks == 0 ? 0 : multiple((c.m + p.row_tasks - 1) / p.row_tasks, kRowsTogether);
+  const int64_t of_group = c.n / p.groups;
+  const int64_t panels = (of_group + (of_group % kBlockRows == 0 ? 0 : kBlockRows - 1) + kPanel - 1) / kPanel;
+  p.column_tasks = p.shared ? panels : 1;
+  p.columns = p.shared ? kPanel : panels * kPanel;
+  p.work = least(c.m, p.rows) * least(of_group, p.columns) * c.k;
+  p.scratch = Scratch::bytes(c, p);
+  return p;
+}
+
+void pack(const GemmCall& c, const GemmPlan& plan, uint8_t* packed, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) pack_row(c, plan, row, 0, packed + (row - plan.first_row) * plan.stride);
+}
+
+template <class P>
+void run_task(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, int64_t task, uint8_t* memory) {
+  const int64_t of_column = task % plan.column_tasks, of_row = task / plan.column_tasks % plan.row_tasks,
+                group = task / plan.column_tasks / plan.row_tasks;
+  const int64_t row = of_row * plan.rows, rows = least(plan.rows, c.m - row);
+  if (rows <= 0) return;
+  const Scratch s(plan, memory);
+  const uint8_t* x = packed;
+  if (!plan.shared) {
+    for (int64_t i = 0; i < rows; ++i) pack_row(c, plan, row + i, group, s.x + i * plan.stride);
+    x = s.x;
+  } else {
+    x += (row - plan.first_row) * plan.stride;
+  }
+  P product = {c, plan, s, {}};
+  // Panels begin with whole blocks, a group's columns anywhere.
+  const int64_t of_group = c.n / plan.groups, first = group * of_group, last = first + of_group;
+  const int64_t base = first / kBlockRows * kBlockRows + of_column * plan.columns;
+  for (int64_t panel = base; panel < least(base + plan.columns, last); panel += kPanel) {
+    const int64_t column = panel < first ? first : panel;
+    const int64_t end = least(panel + kPanel, last);
+    if (column < end) product.run({row, rows, column, end - column, group}, x);
   }
 }
+
+void product(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, int64_t begin, int64_t end) {
+  if (c.depthwise()) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t row = task % plan.row_tasks * plan.rows, column = task / plan.row_tasks * plan.columns;
+      const Block b = {row, least(plan.rows, c.m - row), column, least(plan.columns, c.n - column), 0};
+      if (c.integer())
+        Depthwise<uint32_t>::run(c, b);
+      else
+        Depthwise<float>::run(c, b);
+    }
+    return;
+  }
+  uint8_t* memory = task_memory(plan.scratch);
+  const auto run = [&](auto task_of) {
+    for (int64_t task = begin; task < end; ++task) task_of(c, plan, packed, task, memory);
+  };
+  if (!c.integer()) {
+    switch (c.x_type) {
+      case Stored::bf16: return run(run_task<FloatProduct<Numbers<BFloat16>>>);
+      case Stored::f16: return run(run_task<FloatProduct<Numbers<Float16>>>);
+      default: return run(run_task<FloatProduct<Numbers<Float32>>>);
+    }
+  }
+#if defined(__AMX_INT8__)
+  if (plan.tiles) {
+    const TileState state;
+    return run(run_task<IntegerProduct>);
+  }
+#endif
+  run(run_task<IntegerProduct>);
+}
+
+// ---- weights
+
+void blocks_of(const PackCall& c, int64_t begin, int64_t end) {
+  const int64_t tiles = (c.k + kBlockDepth - 1) / kBlockDepth, of_row = row_bytes(Layout::rows, c.bits, c.k);
+  const int64_t of_block = row_bytes(Layout::blocks, c.bits, c.k);
+  alignas(64) uint8_t lines[kTileSize];
+  alignas(64) int8_t fields[kBlockDepth];
+  for (int64_t block = begin; block < end; ++block)
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = t * kBlockDepth, count = least(kBlockDepth, c.k - first);
+      for (int64_t i = 0; i < kBlockRows; ++i) {
+        const int64_t n = block * kBlockRows + i;
+        fill_zeros(fields, n < c.n ? count : 0, kBlockDepth);
+        if (n < c.n) unpack_rows(c.rows + n * of_row, c.bits, first, count, int8_t(0), fields);
+        for (int64_t r = 0; r < kBlockRows; ++r) std::memcpy(lines + r * kLineBytes + i * 4, fields + r * 4, 4);
+      }
+      uint8_t* to = c.blocks + block * of_block + t * block_tile_bytes(c.bits);
+      if (c.bits == 8) {
+        std::memcpy(to, lines, kTileSize);
+        continue;
+      }
+      for (int i = 0; i < kTileSize; ++i) lines[i] = uint8_t(lines[i] + block_middle(c.bits));
+      switch (c.bits) {
+        case 2: pack_tile<2>(lines, to); break;
+        case 3: pack_tile<3>(lines, to); break;
+        default: pack_tile<4>(lines, to); break;
+      }
+    }
+}
+
+// ---- codes
 
 // Codes of elements [begin, end).
 template <class S>
@@ -476,10 +615,22 @@ void quantize_rows(const QuantizeCall& c, int64_t begin, int64_t end) {
   });
 }
 
+#if defined(__AMX_INT8__)
+constexpr const char* kName = "amx";
+#elif defined(__AVX512VNNI__)
+constexpr const char* kName = "vnni";
+#elif FASTQ_VECTOR_BYTES == 64
+constexpr const char* kName = "avx512";
+#elif FASTQ_VECTOR_BYTES == 32
+constexpr const char* kName = "avx2";
+#else
+constexpr const char* kName = "sse4.2";
+#endif
+
 }  // namespace
 
 extern const GemmLoops gemm_loops;
-const GemmLoops gemm_loops = {product, quantize, quantize_rows};
+const GemmLoops gemm_loops = {kName, plan_of, pack, product, quantize, quantize_rows, blocks_of};
 
 }  // namespace FASTQ_ISA
 }  // namespace fastq

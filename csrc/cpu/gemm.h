@@ -1,4 +1,4 @@
-// One call of the integer engine, and one that makes codes, as raw pointers and sizes, and their CPU loops.
+// One call of the integer engine, and what makes codes and packed weights, as raw pointers and sizes, and their CPU loops.
 #pragma once
 
 #include "../methods/gemm.h"
@@ -13,6 +13,14 @@ enum class Stored : int32_t { f32, bf16, f16, i8, u8, i32 };
 FASTQ_HD constexpr bool is_code(Stored type) {
   return type == Stored::i8 || type == Stored::u8;
 }
+
+// A weight in the layout `rows` that is to lie in `blocks`.
+struct PackCall {
+  int64_t n, k;
+  int bits;
+  const uint8_t* rows;
+  uint8_t* blocks;
+};
 
 // A convolution's x is [batch, height, width, groups * channels] in memory, its output [batch, oh, ow, n]. What is to
 // the left of and above the image are zeros; so is what is beyond it.
@@ -73,30 +81,39 @@ struct QuantizeCall {
   float* scales;  // [rows], where each row has its own; null: `scale`
 };
 
-// Pieces of a product: so many rows and columns, whatever the number of threads. A depthwise convolution's: channels,
-// and positions.
-constexpr int64_t kGemmRows = 64;
+// Columns of the output at a time: two blocks of the weight. A depthwise convolution's pieces: channels, and positions.
 constexpr int64_t kGemmColumns = 32;
 constexpr int64_t kDepthwiseChannels = 128;
 constexpr int64_t kDepthwiseRows = 32;
 
-struct GemmTasks {
-  int64_t row_blocks, column_blocks, groups, columns;  // columns: of a group
-  FASTQ_HD explicit GemmTasks(const GemmCall& c) {
-    const int64_t rows = c.depthwise() ? kDepthwiseRows : kGemmRows;
-    const int64_t in_block = c.depthwise() ? kDepthwiseChannels : kGemmColumns;
-    groups = c.convolution && !c.depthwise() ? c.window.groups : 1;
-    columns = c.n / groups;
-    row_blocks = (c.m + rows - 1) / rows;
-    column_blocks = (columns + in_block - 1) / in_block;
-  }
-  FASTQ_HD int64_t count() const { return row_blocks * column_blocks * groups; }
+// How a product is shared out: tasks of so many rows and columns, which the shape alone decides. Rows of x are packed
+// in the form that the kernel reads, either first and for all tasks or by each task for itself, where neighbouring
+// positions of a convolution make more of them than x has.
+struct GemmPlan {
+  int64_t rows, columns;                    // of a task
+  int64_t row_tasks, column_tasks, groups;  // columns: of a convolution's group
+  int64_t work;                             // multiplications of a task
+  int64_t stride;                           // bytes of a packed row, its sums included
+  bool shared;                              // packed first
+  bool tiles;                               // with AMX
+  int64_t scratch;                          // bytes of a task
+  int64_t first_row;                        // of those that are packed
+
+  int64_t count() const { return row_tasks * column_tasks * groups; }
 };
 
 struct GemmLoops {
-  void (*product)(const GemmCall&, int64_t begin, int64_t end);       // over tasks
+  const char* name;  // of what multiplies codes
+  GemmPlan (*plan)(const GemmCall&);
+  // Rows of x to `packed`, which begins with plan.first_row; and tasks, which read it.
+  void (*pack)(const GemmCall&, const GemmPlan&, uint8_t* packed, int64_t begin, int64_t end);
+  void (*product)(const GemmCall&, const GemmPlan&, const uint8_t* packed, int64_t begin, int64_t end);
   void (*quantize)(const QuantizeCall&, int64_t begin, int64_t end);  // over chunks of kChunk elements
   void (*rows)(const QuantizeCall&, int64_t begin, int64_t end);      // over rows
+  void (*blocks)(const PackCall&, int64_t begin, int64_t end);        // over rows of bytes of `blocks`
 };
+
+// Memory of this thread for a task, aligned to lines; it stays for the next one. Its content is that of the last.
+uint8_t* task_memory(int64_t bytes);
 
 }  // namespace fastq

@@ -2,7 +2,8 @@
 //
 // A field is code - middle as a two's complement number of `bits` bits. `rows`: element k of a row is bits k * bits and
 // following of the row's bytes, lowest bit first. `tiles`: byte j of 64 holds the elements j, j + 64, ... of a tile,
-// the first in the lowest bits; fields of 3 bits take 4 there, and K is padded with zeros to whole tiles.
+// the first in the lowest bits; fields of 3 bits take 4 there, and K is padded with zeros to whole tiles. `blocks`: 16
+// rows by 64 elements at a time, in the order in which a CPU multiplies them.
 #pragma once
 
 #include "numeric.h"
@@ -10,7 +11,7 @@
 namespace fastq {
 inline namespace FASTQ_ISA {
 
-enum class Layout : int32_t { rows, tiles };
+enum class Layout : int32_t { rows, tiles, blocks };
 
 constexpr int kTileBytes = 64;
 
@@ -19,13 +20,36 @@ FASTQ_HD constexpr int field_bits(Layout layout, int bits) {
   return layout == Layout::tiles && bits == 3 ? 4 : bits;
 }
 
+// `blocks`: a tile has 16 lines of 64 bytes, byte 4 * i + j of line r being element 4 * r + j of row i: of each row four
+// neighbours in K, what one lane of a dot product takes. With 8 bits the bytes are fields; with fewer they are
+// field + 2^(bits - 1), and so are numbers without a sign. Of 4 bits, 64 bytes have two lines, the first in the lower
+// halves; of 2 bits four. Of 3 bits come the lower two of all lines and then the third ones, eight lines in 64 bytes.
+// N and K are padded with fields that are 0.
+constexpr int kBlockRows = 16;
+constexpr int kBlockDepth = 64;
+constexpr int kLineBytes = 64;
+
+FASTQ_HD constexpr int64_t block_tile_bytes(int bits) {
+  return kBlockRows * kBlockDepth * bits / 8;
+}
+// What is added to a field where it is stored without its sign.
+FASTQ_HD constexpr int block_middle(int bits) {
+  return bits == 8 ? 0 : 1 << (bits - 1);
+}
+
 // Elements of a tile.
 FASTQ_HD constexpr int tile_elements(int bits) {
   return kTileBytes * (8 / field_bits(Layout::tiles, bits));
 }
 
-// Bytes of a row of k elements.
+// How many rows of bytes n rows of elements are.
+FASTQ_HD constexpr int64_t stored_rows(Layout layout, int64_t n) {
+  return layout == Layout::blocks ? (n + kBlockRows - 1) / kBlockRows : n;
+}
+
+// Bytes of a row of k elements; of `blocks` those of 16 rows.
 FASTQ_HD constexpr int64_t row_bytes(Layout layout, int bits, int64_t k) {
+  if (layout == Layout::blocks) return (k + kBlockDepth - 1) / kBlockDepth * block_tile_bytes(bits);
   if (layout == Layout::tiles) return (k + tile_elements(bits) - 1) / tile_elements(bits) * kTileBytes;
   return (k * bits + 7) / 8;
 }

@@ -32,7 +32,7 @@ std::map<std::string, bool> cpu_features() {
       {"avx512bw", __builtin_cpu_supports("avx512bw") != 0},
       {"avx512vnni", __builtin_cpu_supports("avx512vnni") != 0},
       {"avx512bf16", __builtin_cpu_supports("avx512bf16") != 0},
-      {"amx-int8", fastq::has_amx_int8()},
+      {"amx", fastq::has_amx()},
   };
 }
 

@@ -5,14 +5,13 @@
 #include <utility>
 
 #include "../cpu/dispatch.h"
-#include "../cpu/gemm.h"
+#include "../cpu/product.h"
 #include "../cpu/sat.h"
 
 namespace fastq {
 
 FASTQ_CPU_TABLE(DirectLoops, direct_loops)
 FASTQ_CPU_TABLE(SatLoops, sat_loops)
-FASTQ_CPU_TABLE(GemmLoops, gemm_loops)
 
 namespace {
 
@@ -166,42 +165,26 @@ void sat_backward(SatCall& c, const Tensor&) {
   k.correct(c);
 }
 
-const GemmLoops& gemm() {
+// Torch's threads. Calls within one of its tasks run there.
+void parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end); });
+}
+
+template <class C, void (*run)(const C&, const ParallelFor&)>
+void with_threads(C& c, const Tensor&) {
   const char* error = nullptr;
-  const GemmLoops* loops = chosen_gemm_loops(&error);
-  STD_TORCH_CHECK(loops != nullptr, "fastq: ", error);
-  return *loops;
-}
-
-// Multiplications that a second thread is worth.
-constexpr int64_t kGemmGrain = 262144;
-
-void gemm_product(GemmCall& c, const Tensor&) {
-  const GemmLoops& k = gemm();
-  const int64_t tasks = GemmTasks(c).count();
-  const int64_t work = std::max<int64_t>(std::min(c.m, kGemmRows) * std::min(c.n, kGemmColumns) * c.k, 1);
-  if (tasks * work <= kGemmGrain) return k.product(c, 0, tasks);
-  torch::stable::parallel_for(0, tasks, kGemmGrain / work + 1,
-                              [&](int64_t begin, int64_t end) { k.product(c, begin, end); });
-}
-
-void gemm_quantize(QuantizeCall& c, const Tensor&) {
-  const GemmLoops& k = gemm();
-  const int64_t chunks = (c.k + kChunk - 1) / kChunk;
-  if (c.k <= kGrain) return k.quantize(c, 0, chunks);
-  torch::stable::parallel_for(0, chunks, kGrain / kChunk,
-                              [&](int64_t begin, int64_t end) { k.quantize(c, begin, end); });
-}
-
-void gemm_rows(QuantizeCall& c, const Tensor&) {
-  const GemmLoops& k = gemm();
-  if (c.rows * c.k <= kGrain) return k.rows(c, 0, c.rows);
-  torch::stable::parallel_for(0, c.rows, kGrain / c.k + 1, [&](int64_t begin, int64_t end) { k.rows(c, begin, end); });
+  STD_TORCH_CHECK(gemm_loops_in_use(&error) != nullptr, "fastq: ", error);
+  run(c, parallel_for);
 }
 
 }  // namespace
 
-const GemmRunner kGemmCpu = {Layout::rows, gemm_product, gemm_quantize, gemm_rows};
+const GemmRunner kGemmCpu = {
+    Layout::blocks,
+    with_threads<GemmCall, run_product>,
+    with_threads<QuantizeCall, run_quantize>,
+    with_threads<QuantizeCall, run_quantize_rows>,
+};
 const DirectRunner kDirectCpu = {direct_weight, direct_gradient, direct_update};
 const Runner kCpu = {
     .forward = forward,

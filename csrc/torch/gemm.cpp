@@ -99,10 +99,11 @@ void set_weight(const char* op, GemmCall& c, const GemmRunner& runner, const Ten
   c.group_size = group_size > 0 ? group_size : std::max<int64_t>(c.k, 1);
   c.scale_groups = group_size > 0 ? (c.k + group_size - 1) / group_size : 1;
   const Tensor& data = w.weight;
-  FASTQ_GEMM_CHECK(data.dim() == 2 && data.size(0) == c.n && data.size(1) == c.row_bytes, "weight must have shape (",
-                   c.n, ", ", c.row_bytes, ") for ", c.n, " rows of ", c.k, " fields of ", bits, " bits, got ",
+  const int64_t rows = stored_rows(c.layout, c.n);
+  FASTQ_GEMM_CHECK(data.dim() == 2 && data.size(0) == rows && data.size(1) == c.row_bytes, "weight must have shape (",
+                   rows, ", ", c.row_bytes, ") for ", c.n, " rows of ", c.k, " fields of ", bits, " bits, got ",
                    shape_of(data));
-  c.weight = static_cast<const uint8_t*>(array(op, "weight", data, x, ScalarType::Byte, {c.n * c.row_bytes}));
+  c.weight = static_cast<const uint8_t*>(array(op, "weight", data, x, ScalarType::Byte, {rows * c.row_bytes}));
   const int64_t scales = c.n * c.scale_groups;
   if (group_size > 0) {
     c.scale = floats(op, "weight_scale", w.scale, x, {scales});

@@ -40,7 +40,7 @@ from ..ops import _library
 from ..ops.int_linear import INT32_MAX, product
 from ..ops.lsq import _run_backward, gradient_factor
 from ..ops.quantize import quantize
-from ..packing import layout_of
+from ..packing import layout_of, pack_blocks
 from ..ranges import BOUNDARIES
 from ..reference.lsq import effective_step
 from .base import Grid, Quantizer
@@ -279,9 +279,11 @@ def _operand(stored: torch.Tensor, scale: torch.Tensor, zero: int, group_size: i
             length[:, -1] = k - (sums.shape[1] - 1) * group_size
         sums = sums - zero * length
     if layout_of(fields.device) == "tiles":
-        fields = F.pad(fields, (0, -k % 64))
+        data = F.pad(fields, (0, -k % 64)).view(torch.uint8)
+    else:
+        data = pack_blocks(fields, 8)
     of = torch.full(scale.shape, zero, dtype=torch.int32, device=scale.device) if zero else None
-    return Operand(fields.view(torch.uint8), scale, of, sums, n, k, 8, group_size)
+    return Operand(data, scale, of, sums, n, k, 8, group_size)
 
 
 def _call(stored: torch.Tensor, operand: Operand, window: Window | None, epilogue: Epilogue) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ..engine.call import ACTIVATIONS, Epilogue, Operand, Window
 from ..granularity import divided
-from ..packing import unpack_rows, unpack_tiles
+from ..packing import layout_of, unpack
 
 __all__ = ["finish", "int_conv2d", "int_linear", "quantize", "quantize_per_token"]
 
@@ -26,8 +26,7 @@ def spread(t: torch.Tensor, w: Operand) -> torch.Tensor:
 
 def centred(w: Operand) -> torch.Tensor:
     """``f - t``: ``(N, K)`` float64."""
-    unpack = unpack_tiles if w.data.device.type == "cuda" else unpack_rows
-    fields = unpack(w.data, w.bits, w.k).to(torch.float64)
+    fields = unpack(layout_of(w.data.device), w.data, w.bits, w.n, w.k).to(torch.float64)
     return fields if w.zero is None else fields - spread(w.zero, w)
 
 

@@ -22,7 +22,7 @@ from engine_cases import Product, drawn_codes, products
 import fastq.ops
 from fastq.engine import table
 from fastq.engine.call import Epilogue, Operand
-from fastq.packing import pack_tiles, unpack_rows
+from fastq.packing import pack_tiles, unpack_blocks
 from fastq.reference import int_gemm as reference
 from fastq.testing import same_bits
 
@@ -46,7 +46,7 @@ def emulated(operators: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a kernel for ``fastq.int_linear``: this one, given the layout of a GPU."""
 
     def linear(x: torch.Tensor, w: Operand, e: Epilogue) -> torch.Tensor:
-        tiles = pack_tiles(unpack_rows(w.data, w.bits, w.k), w.bits)
+        tiles = pack_tiles(unpack_blocks(w.data, w.bits, w.n, w.k), w.bits)
         found: torch.Tensor = operators.int_linear(x, *w._replace(data=tiles).flat(), *e.flat())
         return found
 

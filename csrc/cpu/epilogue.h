@@ -1,0 +1,190 @@
+// From sums to the output, for a block of rows and columns, a vector of columns at a time.
+#pragma once
+
+#include "gemm.h"
+#include "sums.h"
+
+namespace fastq {
+inline namespace FASTQ_ISA {
+
+typedef uint8_t CodeBytes __attribute__((vector_size(FASTQ_VECTOR_BYTES / 4)));
+
+FASTQ_HD int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+FASTQ_HD int64_t multiple(int64_t n, int64_t of) {
+  return (n + of - 1) / of * of;
+}
+
+template <class T>
+FASTQ_HD void fill_zeros(T* to, int64_t from, int64_t end) {
+  for (int64_t i = from; i < end; ++i) to[i] = T(0);
+}
+
+// `n` elements, fewer than a vector has in the last one.
+template <class S>
+FASTQ_HD F32 load(const typename S::Element* from, int64_t n) {
+  if (n >= kWidth) return S::load(from);
+  typename S::Element tail[kWidth] = {};
+  std::memcpy(tail, from, n * sizeof(tail[0]));
+  return S::load(tail);
+}
+template <class S>
+FASTQ_HD void store(typename S::Element* to, int64_t n, F32 v) {
+  if (n >= kWidth) return S::store(to, v);
+  typename S::Element tail[kWidth];
+  S::store(tail, v);
+  std::memcpy(to, tail, n * sizeof(tail[0]));
+}
+
+template <class S>
+struct FloatsOf {
+  using Element = typename S::Element;
+  FASTQ_HD static void load(const Element* from, int64_t n, float* to) {
+    for (int64_t i = 0; i < n; i += kWidth) fastq::store<Float32>(to + i, n - i, fastq::load<S>(from + i, n - i));
+  }
+};
+
+template <class Body>
+FASTQ_HD void each_float(Stored type, const Body& body) {
+  switch (type) {
+    case Stored::bf16: return body(BFloat16());
+    case Stored::f16: return body(Float16());
+    default: return body(Float32());
+  }
+}
+
+struct Block {
+  int64_t row, rows, column, columns, group;
+};
+
+// What belongs to a block's columns, with room for whole vectors. Of sums of codes, `zero` is what was stored as the
+// zero and `sums` the zero-point of x times the weight's sums.
+template <int64_t kColumns>
+struct alignas(64) Columns {
+  float scale[kColumns], bias[kColumns], multiplier[kColumns], addend[kColumns];
+  int32_t zero[kColumns], sums[kColumns];
+
+  FASTQ_HD static void copy(const float* from, const Block& b, float* to) {
+    if (from == nullptr) return;
+    for (int64_t j = 0; j < kColumns; ++j) to[j] = j < b.columns ? from[b.column + j] : 0.0f;
+  }
+  FASTQ_HD void set(const GemmCall& c, const Block& b) {
+    copy(c.bias, b, bias);
+    copy(c.multiplier, b, multiplier);
+    copy(c.addend, b, addend);
+  }
+  FASTQ_HD void set_scale(const GemmCall& c, const Block& b, int64_t scale_group) {
+    for (int64_t j = 0; j < kColumns; ++j)
+      scale[j] = j < b.columns ? c.scale[(b.column + j) * c.scale_step + scale_group] : 0.0f;
+  }
+  FASTQ_HD void set_zeros(const GemmCall& c, const Block& b, int64_t scale_group, int32_t middle, int32_t x_zero) {
+    for (int64_t j = 0; j < kColumns; ++j) {
+      const int64_t n = b.column + (j < b.columns ? j : 0);
+      zero[j] = middle + (c.zero == nullptr ? 0 : c.zero[n * c.scale_step + scale_group]);
+      sums[j] = int32_t(uint32_t(x_zero) * uint32_t(c.sums[n * c.scale_groups + scale_group]));
+    }
+  }
+};
+
+// A vector of `corrected` sums, of row totals R.
+template <int64_t kColumns>
+FASTQ_HD I32 corrected_sums(const uint32_t* from, const Columns<kColumns>& of, int64_t j, uint32_t total) {
+  return I32(load_bits<U32>(from) - load_bits<U32>(of.zero + j) * total - load_bits<U32>(of.sums + j));
+}
+
+// y (+)= numbers(i, j) * (x_scale * scale)
+template <int64_t kColumns, class Numbers>
+FASTQ_HD void fold(const GemmCall& c, const Block& b, const Columns<kColumns>& of, const Numbers& numbers, bool first,
+                   float* y) {
+  for (int64_t i = 0; i < b.rows; ++i) {
+    const F32 x_scale = splat<F32>(c.x_scale == nullptr ? 1.0f : c.x_scale[(b.row + i) * c.x_scale_step]);
+    for (int64_t j = 0; j < b.columns; j += kWidth) {
+      float* to = y + i * kColumns + j;
+      const F32 v = scaled(numbers(i, j), x_scale, load_bits<F32>(of.scale + j));
+      store_bits(to, first ? v : load_bits<F32>(to) + v);
+    }
+  }
+}
+
+FASTQ_HD void store_codes(void* to, int64_t n, F32 code, int32_t zero) {
+#if FASTQ_VECTOR_BYTES == 64
+  const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(__m512(code)), _mm512_set1_epi32(zero)));
+  if (n >= kWidth) return _mm_storeu_si128(static_cast<__m128i*>(to), bytes);
+#else
+  const CodeBytes bytes = __builtin_convertvector(__builtin_convertvector(code, I32) + zero, CodeBytes);
+#endif
+  std::memcpy(to, &bytes, least(n, kWidth));
+}
+
+// Whether any lane of a mask is set.
+FASTQ_HD bool any(I32 mask) {
+#if FASTQ_VECTOR_BYTES == 64
+  return _mm512_test_epi32_mask(__m512i(mask), __m512i(mask)) != 0;
+#elif FASTQ_VECTOR_BYTES == 32
+  return _mm256_movemask_ps(__m256(mask)) != 0;
+#else
+  return _mm_movemask_ps(__m128(mask)) != 0;
+#endif
+}
+
+// code_of without a division where that cannot matter. v * (1 / scale) is within 3 * 2^-24 of v / scale, relatively, so
+// within 2^-14 where it is not clipped, and codes are at most 256: only that close to half a code can the two round to
+// different ones. There, and for NaN, the division decides.
+struct Coder {
+  F32 scale, inverse;
+  float low, high;
+  bool quick;
+
+  FASTQ_HD Coder(float of, float lowest, float highest)
+      : scale(splat<F32>(of)),
+        inverse(splat<F32>(1.0f / of)),
+        low(lowest),
+        high(highest),
+        quick(of > 1e-30f && of < 1e30f) {}  // beyond, the inverse may have fewer bits
+
+  FASTQ_HD F32 code(F32 v) const {
+    if (quick) {
+      const F32 q = clip(v * inverse, low, high), rounded = round_clipped(q, float());
+      const F32 off = q - rounded, distance = select(off < 0.0f, -off, off);
+      if (!any(~(distance <= 0.5f - 0x1p-13f))) return rounded;
+    }
+    return code_of(v, scale, low, high);
+  }
+};
+
+// From `+ bias` to the output.
+template <int64_t kColumns>
+FASTQ_HD void finish(const GemmCall& c, const Block& b, const Columns<kColumns>& of, const float* y) {
+  const EpilogueParts parts = c.parts();
+  const bool codes = is_code(c.out_type);
+  const Coder coder(codes ? *c.out_scale : 1.0f, float(c.low - c.out_zero), float(c.high - c.out_zero));
+  for (int64_t i = 0; i < b.rows; ++i) {
+    const int64_t at = (b.row + i) * c.n + b.column;
+    alignas(64) float residual[kColumns];
+    if (parts.residual)
+      each_float(c.residual_type, [&](auto s) {
+        using S = decltype(s);
+        FloatsOf<S>::load(static_cast<const typename S::Element*>(c.residual) + at, b.columns, residual);
+        fill_zeros(residual, b.columns, multiple(b.columns, kWidth));
+      });
+    for (int64_t j = 0; j < b.columns; j += kWidth) {
+      F32 v = load_bits<F32>(y + i * kColumns + j);
+      v = finished(v, parts, parts.bias ? load_bits<F32>(of.bias + j) : v,
+                   parts.multiplier ? load_bits<F32>(of.multiplier + j) : v,
+                   parts.addend ? load_bits<F32>(of.addend + j) : v, parts.residual ? load_bits<F32>(residual + j) : v);
+      const int64_t left = b.columns - j;
+      if (codes) {
+        store_codes(static_cast<uint8_t*>(c.out) + at + j, left, coder.code(v), c.out_zero);
+      } else {
+        each_float(c.out_type, [&](auto s) {
+          using S = decltype(s);
+          store<S>(static_cast<typename S::Element*>(c.out) + at + j, left, v);
+        });
+      }
+    }
+  }
+}
+
+}  // namespace FASTQ_ISA
+}  // namespace fastq
