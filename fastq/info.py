@@ -80,6 +80,7 @@ def _cpu() -> dict[str, Any]:
     runtime = importlib.import_module("fastq._runtime")
     return {
         "kernels in use": _try(runtime.isa),
+        "integer products": _try(runtime.products),
         "best level": f"x86-64-v{runtime.best_isa()}",
         "features": [name for name, there in runtime.cpu_features().items() if there],
         "missing": [name for name, there in runtime.cpu_features().items() if not there],

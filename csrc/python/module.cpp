@@ -93,6 +93,15 @@ PYBIND11_MODULE(_runtime, m) {
         return std::string(isa);
       },
       "The instruction set whose kernels run here: v2, v3 or v4. RuntimeError where FASTQ_CPU_ISA asks for another.");
+  m.def(
+      "products",
+      [] {
+        const char* error = nullptr;
+        const fastq::GemmLoops* loops = fastq::gemm_loops_in_use(&error);
+        if (loops == nullptr) throw std::runtime_error(error);
+        return std::string(loops->name);
+      },
+      "What multiplies codes here: sse4.2, avx2, avx512, vnni or amx. RuntimeError as `isa`.");
   m.attr("compiler") = __VERSION__;
 
   using namespace py::literals;

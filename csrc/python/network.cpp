@@ -19,7 +19,6 @@ namespace {
 constexpr int64_t kMostLength = std::numeric_limits<int32_t>::max();  // no product of two such numbers leaves int64
 constexpr int64_t kMostElements = int64_t(1) << 56;  // of a value: its bytes and those of a few are counted
 constexpr int64_t kGrain = 16384;                    // elements that a second thread is worth
-constexpr int64_t kGemmGrain = 262144;               // multiplications that it is worth
 constexpr size_t kAlignment = 64;
 
 template <class... Parts>
@@ -147,6 +146,26 @@ bool has_nan(const float* x, int64_t n) {
   return found;
 }
 
+// Aligned to lines of the cache.
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(size_t size)
+      : data_(::operator new(std::max<size_t>(size, 1), std::align_val_t(kAlignment))), size_(size) {}
+  size_t size() const { return size_; }
+  template <class T>
+  T* at() const {
+    return static_cast<T*>(data_.get());
+  }
+
+ private:
+  struct Deleter {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
+  };
+  std::unique_ptr<void, Deleter> data_;
+  size_t size_ = 0;
+};
+
 }  // namespace
 
 struct Network::Step {
@@ -158,6 +177,7 @@ struct Network::Step {
   Product product;
   GemmCall call = {};  // what does not depend on the input
   std::vector<int32_t> sums;
+  Memory blocks;       // the weight as the kernels read it
   int64_t blank = -1;  // product: the step whose samples with a NaN have nothing else in the output
   Pool pool;
   std::vector<float> multiplier, addend;
@@ -169,20 +189,15 @@ struct Network::Step {
 
 // A call's memory. What is not used any more serves again.
 struct Network::Buffers {
-  struct Deleter {
-    void operator()(void* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
-  };
-  std::vector<std::unique_ptr<void, Deleter>> memory;
-  std::vector<size_t> size;
+  std::vector<Memory> slots;
 
   void* at(int slot, size_t bytes) {
-    if (size.at(slot) < bytes || memory[slot] == nullptr) {
-      memory[slot].reset();
-      size[slot] = 0;
-      memory[slot].reset(::operator new(std::max<size_t>(bytes, 1), std::align_val_t(kAlignment)));
-      size[slot] = bytes;
+    Memory& own = slots.at(slot);
+    if (own.size() < bytes) {
+      own = Memory();
+      own = Memory(bytes);
     }
-    return memory[slot].get();
+    return own.at<void>();
   }
 };
 
@@ -196,8 +211,7 @@ class Network::Lease {
       network.idle_.pop_back();
     } else {
       own_ = std::make_unique<Buffers>();
-      own_->memory.resize(network.slots_);
-      own_->size.resize(network.slots_);
+      own_->slots.resize(network.slots_);
     }
   }
   ~Lease() {
@@ -213,11 +227,12 @@ class Network::Lease {
   std::unique_ptr<Buffers> own_;
 };
 
-Network::Network(int threads) : threads_(threads) {
+Network::Network(int threads)
+    : threads_(threads),
+      parallel_([this](int64_t n, int64_t grain, const Loop& body) { threads_.run(n, grain, body); }) {
   if (threads < 1 || threads > 1024) refuse("threads must be from 1 to 1024, got ", threads);
   const char* error = nullptr;
-  loops_ = chosen_gemm_loops(&error);
-  if (loops_ == nullptr) refuse(error);
+  if (gemm_loops_in_use(&error) == nullptr) refuse(error);
   idle_.reserve(16);  // buffers that are kept: more calls at once make their own
   push(Op::input, "the input", {}, false);
 }
@@ -280,12 +295,11 @@ int64_t Network::product(Product p) {
   c.n = w.n;
   c.k = w.k;
   c.bits = int(w.bits);
-  c.layout = Layout::rows;
-  c.row_bytes = row_bytes(c.layout, c.bits, c.k);
+  const int64_t bytes = row_bytes(Layout::rows, c.bits, c.k);
   c.group_size = w.group_size > 0 ? w.group_size : w.k;
   c.scale_groups = (c.k + c.group_size - 1) / c.group_size;
   const size_t n = size_t(w.n), scales = n * size_t(c.scale_groups);
-  check_size(name, "the weight", w.rows, {n * size_t(c.row_bytes)});
+  check_size(name, "the weight", w.rows, {n * size_t(bytes)});
   if (w.group_size > 0)
     check_size(name, "the weight's scale", w.scale, {scales});
   else
@@ -363,16 +377,21 @@ int64_t Network::product(Product p) {
       uint32_t sum = 0;
       for (int64_t first = group * c.group_size; first < end; first += int64_t(fields.size())) {
         const int64_t count = std::min(end - first, int64_t(fields.size()));
-        unpack_rows(own.weight.rows.data() + row * c.row_bytes, c.bits, first, count, zero, fields.data());
+        unpack_rows(own.weight.rows.data() + row * bytes, c.bits, first, count, zero, fields.data());
         for (int64_t i = 0; i < count; ++i) sum += uint32_t(fields[i]);
       }
       s.sums[row * c.scale_groups + group] = int32_t(sum);
     }
+  c.layout = Layout::blocks;
+  c.row_bytes = row_bytes(c.layout, c.bits, c.k);
+  s.blocks = Memory(size_t(stored_rows(c.layout, c.n) * c.row_bytes));
+  c.weight = s.blocks.at<uint8_t>();
+  fastq::run_pack({c.n, c.k, c.bits, own.weight.rows.data(), s.blocks.at<uint8_t>()}, parallel_);
+  s.product.weight.rows = {};
   const auto or_null = [](const auto& values) { return values.empty() ? nullptr : values.data(); };
   c.x_type = of_codes ? Stored::i8 : Stored::f32;
   c.x_zero = int32_t(own.x_zero);
   c.x_scale = or_null(own.x_scale);
-  c.weight = own.weight.rows.data();
   c.scale = own.weight.scale.data();
   c.zero = or_null(own.weight.zero);
   c.sums = s.sums.data();
@@ -726,9 +745,7 @@ void Network::run_product(const Step& s, const std::vector<Shape>& shapes, const
     c.window.oh = y.height;
     c.window.ow = y.width;
   }
-  const int64_t tasks = GemmTasks(c).count();
-  const int64_t work = std::max<int64_t>(std::min(c.m, kGemmRows) * std::min(c.n, kGemmColumns) * c.k, 1);
-  threads_.run(tasks, kGemmGrain / work + 1, [&](int64_t begin, int64_t end) { loops_->product(c, begin, end); });
+  fastq::run_product(c, parallel_);
   if (s.blank < 0) return;
   const auto* given = static_cast<const float*>(values[s.blank]);
   const int64_t each = shapes[s.blank].sample(), of_output = y.sample();
@@ -761,9 +778,7 @@ void Network::run_step(const Step& s, const std::vector<Shape>& shapes, const st
       c.high = s.high;
       c.zero = s.zero;
       c.out = out;
-      const int64_t chunks = (n + kChunk - 1) / kChunk;
-      return threads_.run(chunks, kGrain / kChunk,
-                          [&](int64_t begin, int64_t end) { loops_->quantize(c, begin, end); });
+      return run_quantize(c, parallel_);
     }
     case Op::affine:
       return threads_.run(n / channels, kGrain / channels + 1, [&](int64_t begin, int64_t end) {
@@ -838,9 +853,9 @@ void Network::run(const Shape& input, const float* x, float* out) {
 }
 
 const char* runtime_isa(const char** error) {
-  const GemmLoops* chosen = chosen_gemm_loops(error);
+  const GemmLoops* chosen = gemm_loops_in_use(error);
   if (chosen == nullptr) return nullptr;
-  return chosen == &v4::gemm_loops ? "v4" : chosen == &v3::gemm_loops ? "v3" : "v2";
+  return chosen == &v2::gemm_loops ? "v2" : chosen == &v3::gemm_loops ? "v3" : "v4";
 }
 
 }  // namespace fastq

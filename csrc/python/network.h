@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/gemm.h"
+#include "../cpu/product.h"
 #include "threads.h"
 
 namespace fastq {
@@ -115,7 +115,7 @@ class Network {
   void require_open() const;
 
   Threads threads_;
-  const GemmLoops* loops_;
+  const ParallelFor parallel_;
   std::vector<std::unique_ptr<Step>> steps_;
   int64_t output_ = -1;
   int slots_ = 0;
@@ -123,7 +123,7 @@ class Network {
   std::vector<std::unique_ptr<Buffers>> idle_;
 };
 
-// The instruction set of the kernels in use; null with a message where there is none.
+// The level of the instruction set of the kernels in use; null with a message where there is none.
 const char* runtime_isa(const char** error);
 
 }  // namespace fastq
