@@ -71,8 +71,6 @@ def program_of(network: nn.Module) -> dict[str, Any]:
     if isinstance(network, CodedLayer):
         check_layer("the network", network)
         return {"steps": [{"op": "input"}, {"op": "layer", "layer": "", "input": 0}], "output": 1}
-    if hooked(network):
-        raise NoProgram("the network has forward hooks")
     base: Any = getattr(network, "_fastq_unfused", type(network))
     twin = base.__new__(base)  # the very modules, under the class whose forward method can be traced
     vars(twin).update(vars(network))
@@ -86,6 +84,8 @@ def program_of(network: nn.Module) -> dict[str, Any]:
             plan.write()
         elif any(len(chain.nodes) > 1 or chain.consumers for chain in plan.chains):
             raise NoProgram(f"it is not fused: {fusion_of(network).reason}")
+        if hooked(network):
+            raise NoProgram("the network has forward hooks")
         return Lowering(twin, graph).program()
 
 
