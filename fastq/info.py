@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -87,7 +88,18 @@ def _cpu() -> dict[str, Any]:
     }
 
 
+def _runtime() -> dict[str, Any]:
+    from . import runtime
+
+    state = {"available": True, "reason": "saved networks run on NumPy arrays, without torch"}
+    return {runtime.__name__: state}
+
+
 def _torch() -> dict[str, Any]:
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError(
+            "torch is not installed; pip install 'fastq[torch]', and build fastq again, for more than fastq.runtime"
+        )
     import torch
 
     return {"version": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads()}
@@ -124,6 +136,7 @@ def collect() -> dict[str, Any]:
         "machine": _try(_machine),
         "packages": {name: _try(partial(_version, name)) for name in PACKAGES},
         "torch": _try(_torch),
+        "runtime": _try(_runtime),
         "backends": _try(_backends),
         "native build": _try(_build),
         "cpu kernels": _try(_cpu),
