@@ -69,41 +69,35 @@ class File:
         return with_checksum((len(text)).to_bytes(8, "little") + text + body)
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths to everything in JSON."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = [path] if path else []
-    for key, inner in items:
-        found += places(inner, (*path, key))
-    return found
+def somewhere(draw: random.Random, value: Any) -> tuple[Any, Any]:
+    """A list or dict in ``value``, which is one that is not empty, and a key of it."""
+    while True:
+        key = draw.randrange(len(value)) if isinstance(value, list) else draw.choice(list(value))
+        if not isinstance(value[key], (list, dict)) or not value[key] or draw.random() < 0.15:
+            return value, key
+        value = value[key]
 
 
 def changed(draw: random.Random, value: Any, times: int) -> Any:
     """JSON with some of it replaced, removed, swapped or copied elsewhere."""
-    value = copy.deepcopy(value)
+    value = json.loads(json.dumps(value))  # a copy, in a tenth of deepcopy's time
     for _ in range(times):
-        paths = places(value)
-        if not paths:
+        if not value:
             break
-        at, other = draw.choice(paths), draw.choice(paths)
-        holder, source = value, value
-        for key in at[:-1]:
-            holder = holder[key]
-        for key in other:
-            source = source[key]
-        old, kind = holder[at[-1]], draw.randrange(8)
+        (holder, key), (other, of_other) = somewhere(draw, value), somewhere(draw, value)
+        old, kind = holder[key], draw.randrange(8)
         if kind == 0:
-            del holder[at[-1]]
+            del holder[key]
         elif kind == 1:
-            holder[at[-1]] = copy.deepcopy(source)
+            holder[key] = copy.deepcopy(other[of_other])
         elif kind == 2:
-            holder[at[-1]] = draw.choice(OTHERS)
+            holder[key] = draw.choice(OTHERS)
         elif kind == 3 and isinstance(old, list) and old:
-            holder[at[-1]] = old * 2 if draw.random() < 0.5 else old[:-1]
+            holder[key] = old * 2 if draw.random() < 0.5 else old[:-1]
         elif type(old) is int and kind < 6:
-            holder[at[-1]] = old + draw.choice((-16, -8, -2, -1, 1, 2, 8, 16))
+            holder[key] = old + draw.choice((-16, -8, -2, -1, 1, 2, 8, 16))
         else:
-            holder[at[-1]] = draw.choice(NUMBERS)
+            holder[key] = draw.choice(NUMBERS)
     return value
 
 
@@ -238,7 +232,7 @@ def sanitized(arguments: list[str]) -> int:
         shutil.copy2(ninja.folder / made[0][0], Path(folder) / "fastq" / f"_runtime{sysconfig.get_config_var('EXT_SUFFIX')}")
         environment = {
             **os.environ, "LD_PRELOAD": " ".join(libraries), "PYTHONPATH": folder, "FASTQ_CPU_ISA": "v3",
-            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=2048", "PYTHONMALLOC": "malloc",
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=2048:quarantine_size_mb=16"
         }  # fmt: skip
         return subprocess.run([sys.executable, str(Path(__file__).resolve()), *arguments], env=environment).returncode
 
