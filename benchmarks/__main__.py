@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import products, results
+from . import forced, results
 
 SUITES = ("quantizers", "integer")
 MARK = "FASTQ_BENCHMARK_STARTED"
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--isa",
         default="",
-        choices=tuple(products.FORCED),
+        choices=tuple(forced.FORCED),
         help="integer suite on the CPU: a few products with these kernels alone",
     )
     parser.add_argument("--rotate", action="store_true", help="integer suite on the CPU: time as on a GPU, to try that code")
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "benchmarks", *given, "--suite"]
         return max(subprocess.run([*command, name], cwd=results.ROOT).returncode for name in suites)
     if MARK not in os.environ:
-        env = {**os.environ, **results.MALLOC, MARK: "1", **integer.environment_of(args.isa)}
+        env = {**os.environ, **results.MALLOC, MARK: "1", **forced.environment_of(args.isa)}
         if not args.quick:  # first calls pay what a new user pays
             cache = results.ROOT / "build" / "benchmark-compiled"
             shutil.rmtree(cache, ignore_errors=True)

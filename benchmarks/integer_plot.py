@@ -16,7 +16,7 @@ DATASHEET = {"H200": 1979e12, "H100": 1979e12, "A100": 624e12}
 #: Of the peers; fastq is blue.
 PALETTE = (
     "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:olive", "tab:cyan", "gold",
-    "teal", "black",
+    "teal", "magenta",
 )  # fmt: skip
 #: Of our kinds on a CPU.
 BLUES = {"W8A8": "navy", "W4A8": "royalblue", "W4A16": "deepskyblue"}
@@ -88,7 +88,6 @@ def _convolutions(axis: Any, cells: dict[tuple[str, str, int], Cell], peers: lis
     axis.set_xlim(left=0)
     axis.set(xlabel="fastq's time over that of the other", title=f"convolutions, images: {images}")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
 
 
 def _on_gpu(result: dict[str, Any], pyplot: Any, plain: Any) -> Any:
@@ -113,11 +112,13 @@ def _on_gpu(result: dict[str, Any], pyplot: Any, plain: Any) -> Any:
     for unused in list(axes.flat)[len(kinds) : 5]:
         unused.set_axis_off()
     _convolutions(axes.flat[5], cells, peers, colors)
+    if axes.flat[5].get_legend_handles_labels()[1]:
+        axes.flat[5].legend(fontsize=8)
     return figure
 
 
 def _times(axis: Any, result: dict[str, Any], name: str, colors: dict[str, str]) -> None:
-    """Of a layer: a thick line for each kind of ours, a thin one for each other with a kind's codes or bfloat16 inputs."""
+    """Of a layer: a thick line for each kind of ours, a thin one for each other; the axis begins a little below the least."""
     cells = by_case(result["rows"])
     drawn: dict[str, dict[int, float]] = {}
     for (kind, of, m), cell in cells.items():
@@ -133,6 +134,7 @@ def _times(axis: Any, result: dict[str, Any], name: str, colors: dict[str, str])
         mine = label.removeprefix("fastq ")
         style = {"linewidth": 2.5, "color": BLUES[mine], "zorder": 5} if mine in BLUES else {"linewidth": 1, "color": colors[label]}
         axis.plot(*zip(*sorted(points.items()), strict=True), marker="o" if mine in BLUES else ".", label=label, **style)
+    axis.set_ylim(bottom=min(time for points in drawn.values() for time in points.values()) / 4)
 
 
 def _label(provider: str, kind: str) -> str:
@@ -165,7 +167,6 @@ def _on_cpu(result: dict[str, Any], pyplot: Any, plain: Any) -> Any:
     others = dict.fromkeys(_label(p, kind) for (kind, *_), cell in cells.items() if kind in BLUES for p in cell if p != IN_8_BITS)
     others = [label for label in others if not label.startswith("fastq-")]
     colors = dict(zip(others, PALETTE, strict=False))
-    labelled: dict[str, Any] = {}
     for name, axis in zip(names, axes.flat, strict=False):
         of = layer(name)
         axis.set(xscale="log", yscale="log", xlabel="rows M", ylabel="microseconds", title=f"{name}: less is better")
@@ -177,10 +178,10 @@ def _on_cpu(result: dict[str, Any], pyplot: Any, plain: Any) -> Any:
         axis.minorticks_off()
         axis.yaxis.set_major_formatter(plain)
         axis.grid(alpha=0.3, which="major")
-        labelled |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     peers = sorted({p for (kind, *_), cell in cells.items() if KINDS[kind].conv for p in cell if not p.startswith("fastq-")})
     _convolutions(axes.flat[-1], cells, peers, {p: colors.get(p, PALETTE[-1 - i]) for i, p in enumerate(peers)})
-    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=5, fontsize=9)
+    labelled = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=6, fontsize=9)
     return figure
 
 

@@ -219,10 +219,11 @@ def undisturbed_rounds(
     return undisturbed(lambda: cpu_rounds(functions, tensors, budget))
 
 
-def undisturbed(measure: Callable[[], Times], attempts: int = ATTEMPTS) -> tuple[Times, float | None]:
-    """What ``measure`` gives with the share of the time spent waiting for a core: the best of ``attempts``, or the first good
-    one."""
+def undisturbed(measure: Callable[[], Times], attempts: int = ATTEMPTS, patience: float = math.inf) -> tuple[Times, float | None]:
+    """What ``measure`` gives with the share of the time spent waiting for a core: the best of ``attempts``, or the first good one;
+    none is started after ``patience`` seconds."""
     best: tuple[Any, float | None] = ({}, None)
+    began = time.perf_counter()
     for attempt in range(attempts):
         before, start = waited(), time.perf_counter()
         times = measure()
@@ -230,7 +231,7 @@ def undisturbed(measure: Callable[[], Times], attempts: int = ATTEMPTS) -> tuple
         share = None if before is None or after is None else (after - before) / seconds
         if attempt == 0 or (share is not None and best[1] is not None and share < best[1]):
             best = times, share
-        if share is None or share <= DISTURBED:
+        if share is None or share <= DISTURBED or time.perf_counter() - began > patience:
             break
     return best
 
@@ -482,16 +483,16 @@ def copy_bandwidth(device: str, elements: int = 2**28) -> float:
 
 def read_bandwidth(nbytes: int) -> float:
     """Bytes per second that torch's threads read of a buffer of so many, again and again: of two sums and a product with a vector
-    the fastest."""
+    the fastest reading, as a roof is what can be reached."""
     data = torch.ones(nbytes // 8, dtype=torch.float64)
     matrix, vector = data.view(torch.float32).zero_().view(-1, 4096), torch.ones(4096)
     readers = {"sum": data.sum, "integers": data.view(torch.int64).sum, "product": lambda: matrix @ vector}
     times = called({name: [reader] for name, reader in readers.items()}, 0.3)
-    return nbytes / min(statistics.median(samples) for samples in times.values())
+    return nbytes / min(min(samples) for samples in times.values())
 
 
 def int8_speed(size: int = 1024) -> float:
-    """Operations per second of the fastest int8 product of torch's on square matrices that stay in the cache."""
+    """Operations per second of torch's int8 products on square matrices that stay in the cache: the fastest reading."""
     codes = torch.randint(-128, 128, (size, size), dtype=torch.int8)
     data, scale, zeros = torch.ops.onednn.qlinear_prepack(codes, None), torch.ones(size), torch.zeros(size, dtype=torch.int32)
     calls: dict[str, Calls] = {
@@ -500,7 +501,7 @@ def int8_speed(size: int = 1024) -> float:
             lambda: torch.ops.onednn.qlinear_pointwise(codes, 1.0, 0, data, scale, zeros, None, 1.0, 0, torch.int8, "none", [], "")
         ],
     }
-    return 2 * size**3 / min(statistics.median(samples) for samples in called(calls, 0.3).values())
+    return 2 * size**3 / min(min(samples) for samples in called(calls, 0.3).values())
 
 
 # One case

@@ -108,7 +108,7 @@ def rows(name: str, budget: float, quick: bool = False) -> list[dict[str, Any]]:
                     model(given)
                     first[arm] = time.perf_counter() - start
                     calls[arm] = [functools.partial(model, given)]
-            times, share = measure.undisturbed(lambda calls=calls: measure.called(calls, budget), 1 if quick else measure.ATTEMPTS)
+            times, share = measure.undisturbed(functools.partial(measure.called, calls, budget), patience=2 * budget)
         for arm, (_, wrong) in made.items():
             row: dict[str, Any] = {"network": name, "batch": batch, "provider": arm, "status": "failed" if wrong else "ok"}
             row |= {"reason": wrong} if wrong else {"first_call_s": first[arm], "time": measure.summary(times[arm])}

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 import torch.nn.functional as F
 
@@ -261,23 +262,22 @@ def _in_blocks(weights: Weights, block: int) -> tuple[torch.Tensor, torch.Tensor
 
 def _onnxruntime(level: int, weights: Weights) -> Built:
     """MatMulNBits on float32, its input and output bound where they lie; ``level``: 4 multiplies codes of its input, 1 float32."""
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper
+    helper, onnxruntime = importlib.import_module("onnx.helper"), importlib.import_module("onnxruntime")
+    real = importlib.import_module("onnx").TensorProto
 
     n, k = weights.layer.n, weights.layer.k
     block = weights.kind.group_size or 256  # the largest, which is the fastest
     data, scale = _in_blocks(weights, block)
     settings = {"K": k, "N": n, "bits": 4, "block_size": block, "accuracy_level": level}
     node = helper.make_node("MatMulNBits", ["x", "data", "scale"], ["y"], domain="com.microsoft", **settings)
-    takes, gives = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["m", size]) for name, size in (("x", k), ("y", n)))
+    takes, gives = (helper.make_tensor_value_info(name, real.FLOAT, ["m", size]) for name, size in (("x", k), ("y", n)))
     graph = helper.make_graph(
         [node], "product", [takes], [gives],
-        [helper.make_tensor("data", TensorProto.UINT8, data.shape, data.numpy().tobytes(), raw=True),
-         helper.make_tensor("scale", TensorProto.FLOAT, (scale.numel(),), scale.numpy().tobytes(), raw=True)],
+        [helper.make_tensor("data", real.UINT8, data.shape, data.numpy().tobytes(), raw=True),
+         helper.make_tensor("scale", real.FLOAT, (scale.numel(),), scale.numpy().tobytes(), raw=True)],
     )  # fmt: skip
     domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=domains, ir_version=10)
+    model = helper.make_model(graph, opset_imports=domains, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     # Its threads wait for work by spinning, for 50 ms after a run too unless they are told.
@@ -287,8 +287,8 @@ def _onnxruntime(level: int, weights: Weights) -> Built:
     @functools.cache
     def bound(address: int, rows: int) -> tuple[Any, torch.Tensor]:
         y, binding = torch.empty(rows, n), session.io_binding()
-        binding.bind_input("x", "cpu", 0, TensorProto.FLOAT, (rows, k), address)
-        binding.bind_output("y", "cpu", 0, TensorProto.FLOAT, (rows, n), y.data_ptr())
+        binding.bind_input("x", "cpu", 0, real.FLOAT, (rows, k), address)
+        binding.bind_output("y", "cpu", 0, real.FLOAT, (rows, n), y.data_ptr())
         return binding, y
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -301,10 +301,7 @@ def _onnxruntime(level: int, weights: Weights) -> Built:
 
 def _openvino(precision: str, weights: Weights) -> Built:
     """A MatMul of float32 inputs with a compressed constant; ``precision``: what it may compute in where it does not in int8."""
-    import numpy
-    import openvino
-    from openvino import opset13
-
+    openvino, opset13 = importlib.import_module("openvino"), importlib.import_module("openvino.opset13")
     n, k = weights.layer.n, weights.layer.k
     group = weights.kind.group_size or k
     data, scale = _in_blocks(weights, group)

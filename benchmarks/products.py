@@ -15,7 +15,7 @@ import torch
 
 from fastq.engine.call import Problem, Window
 
-__all__ = ["FORCED", "GOALS", "KINDS", "PACKED", "ROWS", "SWEEP", "Goal", "Kind", "Layer", "Work", "layer", "plan", "problem"]
+__all__ = ["GOALS", "KINDS", "PACKED", "ROWS", "SWEEP", "Goal", "Kind", "Layer", "Work", "layer", "plan", "problem"]
 
 GROUP = 128
 
@@ -146,11 +146,6 @@ CPU_ROWS = (1, 4, 16, 64, 128, 256, 1024)
 CPU_IMAGES = (1, 8)
 #: The weight that is packed, and to which widths.
 PACKED, PACKED_BITS = CPU_LAYERS[0], (8, 4, 3, 2)
-#: Instruction sets that a CPU's kernels are held to in a process of their own, and what does the same to torch and oneDNN.
-FORCED: dict[str, dict[str, str]] = {
-    "vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
-    "v3": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-}
 
 
 @dataclass(frozen=True)
