@@ -78,10 +78,10 @@ def export_onnx(
     Exact: the codes of the weights, and ``X`` wherever the input has the same bits, for a runtime that divides by ``s_x`` and
     rounds half to even, as ONNX asks. Not exact: the sum, which fastq has in int32 and a runtime may have in float32 of products
     ``DQ(X) * DQ(W)``. Its rounding, about ``sqrt(K) * 2**-24`` of the largest partial sum of K products, moves a code of the next
-    layer where that lies so near a tie: none of 2.1 million in each of five networks of 2 to 8 bits for the 450 digits of the
-    demo, by onnxruntime 1.31 on a CPU, whose logits were within 5e-7. onnxruntime multiplies weight-only linear layers by blocks of int8 of its own making
-    unless the session's option ``session.qdq_matmulnbits_accuracy_level`` is ``"1"``. A sample that holds NaN is not made NaN
-    whole.
+    layer where that lies so near a tie: none of 2.1 million in each of five networks of 2 to 8 bits for the 450 test images of the
+    demo, in onnxruntime 1.31 on a CPU, whose logits were within 5e-7. onnxruntime by default rounds the input of weight-only
+    linear layers to int8, block by block, an error of a half percent; not so with the option
+    ``session.qdq_matmulnbits_accuracy_level`` of the session at ``"1"``. A sample that holds NaN is not made NaN whole.
 
     Args:
         model: the network, in float32. It stays as it is.
