@@ -89,7 +89,7 @@ def _json(text: bytes | str) -> Any:
 
 
 def _arrays(data: bytes, start: int, entries: dict[str, Any]) -> dict[str, Stored]:
-    """The tensors that safetensors' header names, which fill ``data`` from ``start`` without gap or overlap; else ``ValueError``."""
+    """The tensors of safetensors' header, which fill ``data`` from ``start`` without gap or overlap; else ``ValueError``."""
     places = []
     for name, entry in entries.items():
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
