@@ -52,8 +52,9 @@ Array = np.ndarray[Any, Any]
 
 
 def export_onnx(
-    model: nn.Module, path: str | os.PathLike[str], example: torch.Tensor | Sequence[torch.Tensor], *, dynamic_batch: bool = True
-) -> int:
+    model: nn.Module, path: str | os.PathLike[str], example: torch.Tensor | Sequence[torch.Tensor], *,
+    dynamic_batch: bool = True, int4: bool = True,
+) -> int:  # fmt: skip
     """Write the integer network ``model``, a result of :func:`fastq.convert`, fused or not, as an ONNX file (opset 21, IR version
     10); returns the bytes written. Needs the package ``onnx`` (``pip install 'fastq[onnx]'``).
 
@@ -64,12 +65,12 @@ def export_onnx(
         look-up      y = product(x', Gather(levels, W)) + bias            x' = x, or Gather(input_levels, Q(...))
         batch norm   y = x * multiplier + addend                          product: MatMul, Gemm or Conv
 
-    ``W`` is an int4 or uint4 tensor in 2, 3 and 4 bits, else int8 or uint8, with ``s_w`` per tensor, per channel or per group (DQ's
-    ``block_size``). ``X`` is int8 where the range of the codes fits it, else uint8; Q saturates at the ends of the type, and
-    Clip, to ``s_x`` times the lowest and highest code, is there where the range is narrower. Grids that are not multiples of a
-    step keep their codes, and what they lack is added in float32: an offset is taken from ``x`` before Q and added after DQ, one
-    of the weights is added after DQ, and odd grids and intervals (QIL, PACT) find their codes by Sub, Div, Clip and Mul before
-    a Q of scale 1. Weights by look-up have 4-bit indices where they fit, else 8-bit ones.
+    ``W`` is an int4 or uint4 tensor in 2, 3 and 4 bits, else int8 or uint8 (so it always is without ``int4``), with ``s_w`` per
+    tensor, per channel or per group (DQ's ``block_size``). ``X`` is int8 where the range of the codes fits it, else uint8; Q
+    saturates at the ends of the type, and Clip, to ``s_x`` times the lowest and highest code, is there where the range is narrower.
+    Grids that are not multiples of a step keep their codes, and what they lack is added in float32: an offset is taken from ``x``
+    before Q and added after DQ, one of the weights is added after DQ, and odd grids and intervals (QIL) find their codes by Sub,
+    Div, Clip and Mul before a Q of scale 1. Weights by look-up have 4-bit indices where they fit, else 8-bit ones.
 
     Biases stand in an Add and are not the third input of Conv, and batch norms are a Mul and an Add: onnxruntime rounds the first
     to multiples of ``s_x * s_w`` where it fuses the layer, and would lose the bits of the second. Other layers, which stayed in
@@ -79,22 +80,27 @@ def export_onnx(
     rounds half to even, as ONNX asks. Not exact: the sum, which fastq has in int32 and a runtime may have in float32 of products
     ``DQ(X) * DQ(W)``. Its rounding, about ``sqrt(K) * 2**-24`` of the largest partial sum of K products, moves a code of the next
     layer where that lies so near a tie: none of 2.1 million in each of five networks of 2 to 8 bits for the 450 test images of the
-    demo, in onnxruntime 1.31 on a CPU, whose logits were within 5e-7. onnxruntime by default rounds the input of weight-only
-    linear layers to int8, block by block, an error of a half percent; not so with the option
-    ``session.qdq_matmulnbits_accuracy_level`` of the session at ``"1"``. A sample that holds NaN is not made NaN whole.
+    demo, in onnxruntime 1.31 on a CPU, whose logits were within 5e-7. It has float32 sums for most of it, and by default rounds the
+    input of weight-only linear layers to int8, block by block, an error of a half percent; not so with the session's option
+    ``session.qdq_matmulnbits_accuracy_level`` at ``"1"``. OpenVINO 2026.4 multiplies integers, 4-bit weights without ``int4``, and
+    gave the very logits, with ``INFERENCE_PRECISION_HINT`` at ``f32``: else it rounds what lies between to bfloat16 where the CPU has
+    that. A sample that holds NaN is not made NaN whole.
 
     Args:
         model: the network, in float32. It stays as it is.
         path: of the file; it is written beside it and then moved there.
         example: what its forward method takes without defaults: a float32 (or int64) tensor, or a sequence of them.
         dynamic_batch: whether axis 0 of every input may have any size; else all shapes are those of ``example``.
+        int4: whether weights of 2 to 4 bits are int4 tensors. As int8 they take twice the space, and runtimes whose integer
+            products know no int4 have those for them.
 
     Inputs have the names of the forward method's arguments; outputs are ``output``, ``output_0``, ... of a tuple or list, or the
     keys of a dict.
 
     Raises:
         ImportError: ``onnx`` is not installed.
-        TypeError: ``model`` is no ``torch.nn.Module``, ``example`` no tensors of these dtypes, ``dynamic_batch`` no bool.
+        TypeError: ``model`` is no ``torch.nn.Module``, ``example`` no tensors of these dtypes, ``dynamic_batch`` or
+            ``int4`` no bool.
         ValueError: ``model`` has no layer of :func:`fastq.convert`, cannot be traced, or does not run on ``example``; a layer or
             function has no form in ONNX here, a hook, or another dtype. The message names it.
         OSError: the file cannot be written.
@@ -106,8 +112,9 @@ def export_onnx(
         raise ImportError(f"{op}: needs the package onnx ({error}); pip install onnx, or pip install 'fastq[onnx]'") from None
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, a result of fastq.convert, got {type(model).__name__}")
-    if not isinstance(dynamic_batch, bool):
-        raise TypeError(f"{op}: dynamic_batch must be a bool, got {dynamic_batch!r:.60}")
+    for name, value in (("dynamic_batch", dynamic_batch), ("int4", int4)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{op}: {name} must be a bool, got {value!r:.60}")
     examples = [example] if isinstance(example, torch.Tensor) else example
     if not isinstance(examples, (tuple, list)) or not examples:
         raise TypeError(f"{op}: example must be a tensor or a sequence of tensors, got {example!r:.60}")
@@ -119,7 +126,7 @@ def export_onnx(
         raise ValueError(f"{op}: model has no integer layer; give the network that fastq.convert returns")
     inputs = [t.detach().cpu() for t in examples]
     with torch.no_grad():
-        network = Network(model, inputs, dynamic_batch)
+        network = Network(model, inputs, dynamic_batch, int4)
         made = network.export()
     try:
         onnx.checker.check_model(made, full_check=True)
@@ -138,10 +145,10 @@ def export_onnx(
 class Network:
     """The traced network, what its nodes gave for the examples, and the graph that is made of it."""
 
-    def __init__(self, model: nn.Module, inputs: list[torch.Tensor], dynamic_batch: bool) -> None:
+    def __init__(self, model: nn.Module, inputs: list[torch.Tensor], dynamic_batch: bool, int4: bool) -> None:
         self.network = copied(model)
         self.modules = dict(self.network.named_modules(remove_duplicate=False))
-        self.dynamic = dynamic_batch
+        self.dynamic, self.int4 = dynamic_batch, int4
         with evaluated(self.network):
             try:
                 self.graph = traced(self.network, parameters_of(self.network))[0]
@@ -475,12 +482,16 @@ class Network:
         parts.append(self.constant(f"{name}.weight_zero", zero, dtype))
         return self.add("DequantizeLinear", parts, f"{name}.weight", **axis)
 
+    def stored(self, bits: int, signed: bool) -> str:
+        """The type of a weight's codes."""
+        return f"{'' if signed else 'u'}int{4 if bits <= 4 and self.int4 else 8}"
+
     def packed_weight(self, name: str, layer: Any, transposed: bool = True) -> str:
         """That of a plain layer, of a linear one ``(K, N)`` where it is ``transposed``, else ``(N, K)``."""
         w = layer.weight
         codes, scale = w.unpack().numpy(), w.scale.numpy()
         zero = np.zeros_like(scale, np.int64) if w.zero_point is None else w.zero_point.numpy()
-        dtype = ("int" if w.signed else "uint") + ("4" if w.bits <= 4 else "8")
+        dtype = self.stored(w.bits, w.signed)
         linear = len(w.shape) == 2
         transposed = transposed and linear
         codes = codes.T if transposed else codes if linear else codes.reshape(kernel_shape(layer, w.shape))
@@ -495,7 +506,7 @@ class Network:
         """That of an integer layer that is not plain, ``(N, K)`` of a linear one: its steps, and what is added to it, are the
         layer's products of those with the step of the input, divided by that."""
         w, step = layer.weight, float(layer.input_step)
-        dtype = ("int" if w.signed else "uint") + ("4" if w.bits <= 4 else "8")
+        dtype = self.stored(w.bits, w.signed)
         codes, stored = w.unpack().numpy(), 0 if w.zero_point is None else int(w.zero_point)
         if layer.scale.dtype != torch.float32:
             raise Refused(f"its scale is {layer.scale.dtype}; export the network in float32")
@@ -537,7 +548,7 @@ class Network:
         rows = len(levels) if levels.dim() == 2 else 1
         if rows > 1:
             codes = codes.reshape(rows, -1)
-        indices = self.constant(f"{name}.weight", codes, "uint4" if levels.shape[-1] <= 16 else "uint8")
+        indices = self.constant(f"{name}.weight", codes, self.stored((levels.shape[-1] - 1).bit_length(), False))
         indices = self.add("Cast", [indices], f"{name}.weight", to=TensorProto.INT32)
         if rows == 1:
             return self.add("Gather", [self.constant(f"{name}.levels", levels.reshape(-1)), indices], f"{name}.weight")

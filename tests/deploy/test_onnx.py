@@ -239,6 +239,8 @@ def test_weights_are_the_very_numbers(tmp_path, bits, group_size):
         made.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.output[0]))
         found = run(made, False, x, names=[node.output[0]])[0]
         assert torch.equal(found.t() if transposed else found, network[0].weight.dequantize())
+        wide = initializers(agrees(network, tmp_path / "wide.onnx", x, int4=False))["0.weight"]
+        assert wide.data_type == onnx.TensorProto.INT8 and len(wide.raw_data) == 64 * 6
 
 
 class Everything(nn.Module):
@@ -440,6 +442,8 @@ def test_arguments(tmp_path, monkeypatch):
             fastq.export_onnx(*arguments)
     with pytest.raises(TypeError, match="export_onnx: dynamic_batch must be a bool, got 1"):
         fastq.export_onnx(network, path, x, dynamic_batch=1)
+    with pytest.raises(TypeError, match="export_onnx: int4 must be a bool, got None"):
+        fastq.export_onnx(network, path, x, int4=None)
     with pytest.raises(ValueError, match="export_onnx: model has no integer layer"):
         fastq.export_onnx(model, path, x)
     with pytest.raises(ValueError, match=r"export_onnx: the network takes 1 arguments \(input\), got 2 examples"):
