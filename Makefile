@@ -4,10 +4,12 @@ VENV     := .venv
 BIN      := $(VENV)/bin
 # A second environment: another torch (2.11.0, a CUDA build) for the one built library, and what the CUDA library links to.
 CUDA_BIN := .venv-cuda/bin
+# A third without torch, for what runs without it.
+RUNTIME_BIN := .venv-runtime/bin
 NATIVE   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare test sanitize huge-test mutants lint format cuda-test wheel-test clean
+.PHONY: help demo compare test sanitize fuzz huge-test mutants lint format cuda-test wheel-test runtime-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -28,6 +30,11 @@ $(CUDA_BIN)/.ready: requirements-cuda.txt requirements-compat.txt
 	$(CUDA_BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-compat.txt
 	@touch $@
 
+$(RUNTIME_BIN)/.ready: requirements-runtime.txt
+	$(PYTHON) -m venv .venv-runtime
+	$(RUNTIME_BIN)/pip install -q --disable-pip-version-check -r requirements-runtime.txt
+	@touch $@
+
 SIDE_BY_SIDE := -n logical --maxprocesses 4
 
 RECIPE   ?= lsq
@@ -44,6 +51,9 @@ test: $(VENV)/.ready ## prove it: the whole test suite
 
 sanitize: $(VENV)/.ready ## the C++ tests under the address and undefined behaviour sanitizers
 	$(BIN)/python -m pytest -m sanitize tests/native
+
+fuzz: $(VENV)/.ready ## a hundred thousand broken files to the runtime's loader under the sanitizers (2 minutes)
+	$(BIN)/python tests/runtime/fuzz.py --sanitize
 
 huge-test: $(VENV)/.ready ## tensors of more than 2**31 elements (13 GB of memory)
 	$(BIN)/python -m pytest -m huge tests
@@ -71,6 +81,9 @@ cuda-test: $(VENV)/.ready $(CUDA_BIN)/.ready ## compile the CUDA kernels for eve
 
 wheel-test: $(VENV)/.ready $(CUDA_BIN)/.ready ## build the wheel, run its tests elsewhere under a second torch
 	.ci/wheel $(BIN)/python $(CUDA_BIN)/python $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder
+
+runtime-test: $(RUNTIME_BIN)/.ready ## build and install fastq without torch, run the runtime's tests there, time its import
+	.ci/runtime $(RUNTIME_BIN)/python
 
 include benchmarks/gpu.mk
 

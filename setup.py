@@ -4,7 +4,8 @@ What is built follows what is there:
 
 * ``fastq/lib/libfastq.so``: the CPU kernels, one object per instruction set. Needs a C++20 compiler and torch's headers.
 * ``fastq/lib/libfastq_cuda.so``: the CUDA kernels. Needs nvcc and a CUDA build of torch.
-* ``fastq/_runtime``: the pybind11 module (build record, CPU features).
+* ``fastq/_runtime``: the pybind11 module of ``fastq.runtime``. Needs a C++20 compiler; where there is no torch it is all that is
+  built.
 
 Both libraries use torch's stable C++ ABI (2.10), so they load in any later torch. Environment variables:
 
@@ -147,15 +148,12 @@ def plan() -> tuple[Ninja, list[tuple[str, str]], dict[str, object]]:
         raise BuildError("no C++ compiler found (g++ or clang++, C++20). Install one (Debian: apt install g++), or set "
                          "FASTQ_BUILD_NATIVE=0 to install a package that runs on Triton and the reference.")  # fmt: skip
     torch = Torch.of(sys.executable)
-    if torch is None:
-        raise BuildError("torch is not installed here. Install torch >= 2.10 first (any build, CPU or CUDA): "
-                         "the package builds against the one you have and brings none.")  # fmt: skip
-    torch.require()
+    if torch is not None:
+        torch.require()
     import pybind11
 
-    tag = f"{sysconfig.get_config_var('SOABI')}-torch{torch.version}"
+    tag = f"{sysconfig.get_config_var('SOABI')}-torch{torch.version if torch else 'less'}"
     ninja = Ninja(ROOT / "build" / "native" / tag.replace("+", "-"))
-    include = f"-isystem {ninja.escape(str(torch.folder / 'include'))}"
     here = f"-fmacro-prefix-map={ninja.escape(str(ROOT))}/="  # a message names csrc/..., not where it was built
     ninja.rule("cxx", f"{compiler} {' '.join(CXX_FLAGS)} {here} $flags -MD -MF $out.d -c $in -o $out")
     ninja.rule("link", f"{compiler} -shared $in -o $out $flags", depfile=False)
@@ -164,29 +162,36 @@ def plan() -> tuple[Ninja, list[tuple[str, str]], dict[str, object]]:
         return ninja.edge(out, "cxx", [str(ROOT / "csrc" / source)], flags=" ".join(flags), **more)
 
     common = ("dispatch", "product")
-    loops = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if path.stem not in common)
     flags = [*KERNEL_FLAGS, "-Wno-maybe-uninitialized"]
-    kernels = [compile(f"{name}_{isa}.o", f"cpu/{name}.cpp", [*flags, *machine(isa)]) for name in loops for isa in ISAS]
-    if "v4" in ISAS:
-        kernels += [compile(f"gemm_{isa}.o", "cpu/gemm.cpp", [*flags, *machine(isa)]) for isa in BEYOND_V4]
-    kernels += [compile(f"{name}.o", f"cpu/{name}.cpp", ["-O2"]) for name in common]
-    names = ("direct", "elementwise", "gemm", "cpu", "register_cpu")
-    bridge = [compile(f"{name}.o", f"torch/{name}.cpp", [*TORCH_FLAGS, include]) for name in names]
-    lib = f"-L{ninja.escape(str(torch.folder / 'lib'))}"
-    ninja.edge("libfastq.so", "link", [*bridge, *kernels], flags=f"{lib} -ltorch -ltorch_cpu -lc10")
-
-    record: dict[str, object] = {"torch": torch.version, "torch_abi": "2.10", "cpu": list(ISAS), "python": sys.version.split()[0]}
-    record["compiler"] = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
-    record["cuda"] = plan_cuda(ninja, torch, include)
-    products = [("libfastq.so", "lib/libfastq.so")]
-    if record["cuda"].get("built"):  # type: ignore[attr-defined]
-        products.append(("libfastq_cuda.so", "lib/libfastq_cuda.so"))
+    levels = (*ISAS, *(BEYOND_V4 if "v4" in ISAS else ()))
+    engine = [compile(f"gemm_{isa}.o", "cpu/gemm.cpp", [*flags, *machine(isa)]) for isa in levels]
+    engine += [compile(f"{name}.o", f"cpu/{name}.cpp", ["-O2"]) for name in common]
 
     runtime = "_runtime" + str(sysconfig.get_config_var("EXT_SUFFIX"))
     python = [f"-isystem {sysconfig.get_paths()['include']}", f"-isystem {pybind11.get_include()}", "-O2"]
-    ninja.edge(runtime, "link", [compile("runtime.o", "python/module.cpp", python), *kernels], flags="-s")
-    products.append((runtime, runtime))
-    return ninja, products, record
+    steps = [compile(f"{name}.o", f"python/{name}.cpp", ["-O3", *EXACT]) for name in ("network", "threads")]
+    module = compile("module.o", "python/module.cpp", python)
+    ninja.edge(runtime, "link", [module, *steps, *engine], flags="-s -pthread")
+    made = [(runtime, runtime)]
+
+    record: dict[str, object] = {"torch": None, "torch_abi": None, "cpu": list(ISAS), "python": sys.version.split()[0]}
+    record["compiler"] = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+    if torch is None:
+        record["cuda"] = {"built": False, "reason": "torch is not installed"}
+        return ninja, made, record
+
+    loops = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if path.stem not in (*common, "gemm"))
+    kernels = [compile(f"{name}_{isa}.o", f"cpu/{name}.cpp", [*flags, *machine(isa)]) for name in loops for isa in ISAS]
+    include = f"-isystem {ninja.escape(str(torch.folder / 'include'))}"
+    names = ("direct", "elementwise", "gemm", "cpu", "register_cpu")
+    bridge = [compile(f"{name}.o", f"torch/{name}.cpp", [*TORCH_FLAGS, include]) for name in names]
+    lib = f"-L{ninja.escape(str(torch.folder / 'lib'))}"
+    ninja.edge("libfastq.so", "link", [*bridge, *engine, *kernels], flags=f"{lib} -ltorch -ltorch_cpu -lc10")
+    made.append(("libfastq.so", "lib/libfastq.so"))
+    record |= {"torch": torch.version, "torch_abi": "2.10", "cuda": plan_cuda(ninja, torch, include)}
+    if record["cuda"].get("built"):  # type: ignore[attr-defined]
+        made.append(("libfastq_cuda.so", "lib/libfastq_cuda.so"))
+    return ninja, made, record
 
 
 def plan_cuda(ninja: Ninja, torch: Torch, include: str) -> dict[str, object]:
@@ -245,6 +250,9 @@ class BuildNative(build_ext):
             new.replace(package / place)  # a process that has the old file open keeps it
         (package / "lib" / "build.json").write_text(json.dumps(record, indent=2) + "\n")
         cuda = record["cuda"]
+        if record["torch"] is None:
+            print("fastq: torch is not installed: built fastq.runtime alone. Install torch >= 2.10 first for all of fastq")
+            return
         print(f"fastq: built libfastq.so (x86-64 {', '.join(ISAS)}) against torch {record['torch']}, stable ABI 2.10")
         if cuda["built"]:  # type: ignore[index]
             print(f"fastq: built libfastq_cuda.so for {cuda['architectures']} with nvcc {cuda['nvcc']}")  # type: ignore[index]

@@ -2,8 +2,8 @@
 
 The public functions, each with a manual page (``help(fastq.lsq)``), their specification in plain PyTorch under
 ``fastq.reference``, modules under ``fastq.nn``, and ``python -m fastq --help`` for the shell. Everything is imported on
-first use, so that ``import fastq`` is quick, needs no GPU and no compiler, and ``python -m fastq info`` can tell what is wrong
-where torch itself does not import.
+first use, so that ``import fastq`` is quick, needs no GPU and no compiler, ``python -m fastq info`` can tell what is wrong where
+torch itself does not import, and ``fastq.runtime`` runs saved networks where there is none.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import packed_formats as packed_formats
     from . import recipes as recipes
     from . import reference as reference
+    from . import runtime as runtime
     from . import schedules as schedules
     from . import testing as testing
     from .channels import channel_objective as channel_objective
@@ -122,18 +123,37 @@ _FUNCTIONS = {
     "tempering_decay": "schedules",
     "use_backend": "dispatch",
 }
-_MODULES = ("autograd", "compat", "deploy", "diagnosis", "nn", "packed_formats", "recipes", "reference", "schedules", "testing")
+_MODULES = (
+    "autograd",
+    "compat",
+    "deploy",
+    "diagnosis",
+    "nn",
+    "packed_formats",
+    "recipes",
+    "reference",
+    "runtime",
+    "schedules",
+    "testing",
+)
 
 __all__ = sorted([*_FUNCTIONS, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        value = getattr(importlib.import_module(f"fastq.{_FUNCTIONS[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"fastq.{name}")
-    else:
+    if name not in _FUNCTIONS and name not in _MODULES:
         raise AttributeError(f"module 'fastq' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"fastq.{_FUNCTIONS.get(name, name)}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "fastq":
+            raise
+        raise ImportError(
+            f"fastq.{name} needs the package {error.name}, which is not installed: pip install 'fastq[torch]'. "
+            "fastq.runtime runs saved networks without it",
+            name=error.name,
+        ) from None
+    value = getattr(module, name) if name in _FUNCTIONS else module
     globals()[name] = value
     return value
 

@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "info": ("info", "what is installed here, what works, and why the rest does not"),
     "inspect": ("inspect_file", "what a saved network or packed weight holds: layers, widths, scales, sizes, checksum"),
+    "predict": ("predict", "the classes that a saved network gives images, without torch"),
     "demo": ("demo", "train a low-bit network on handwritten digits, convert it to integers, compare"),
     "compare": ("compare", "hold the papers' claims against each other on handwritten digits, pair by pair"),
     "tune": ("tune", "measure tile sizes of Triton's integer kernels on the GPU at hand, and write the best as a table"),
@@ -24,7 +25,11 @@ def main(argv: list[str] | None = None) -> int:
         # A command's module is imported only when it is asked for: `info` must run where torch does not import.
         command = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if argv[:1] == [name]:
-            importlib.import_module(f"fastq.{module}").add_arguments(command)
+            try:
+                importlib.import_module(f"fastq.{module}").add_arguments(command)
+            except ModuleNotFoundError as error:
+                print(f"{name}: needs the package {error.name}; install it with: pip install 'fastq[torch]'", file=sys.stderr)
+                return 2
     args = parser.parse_args(argv)
     try:
         return int(importlib.import_module(f"fastq.{COMMANDS[args.command][0]}").run(args))

@@ -29,7 +29,7 @@ def _cpu() -> str | None:
     isa = os.environ.get("FASTQ_CPU_ISA", "")
     if isa not in ("", "v2", "v3", "v4", "vnni", "amx"):
         return f"FASTQ_CPU_ISA must be v2, v3, v4, vnni or amx, got {isa!r}"
-    return _load("libfastq.so", "built without a C++ compiler or with FASTQ_BUILD_NATIVE=0")
+    return _load("libfastq.so", "built without a C++ compiler, before torch was there or with FASTQ_BUILD_NATIVE=0")
 
 
 def _cuda() -> str | None:

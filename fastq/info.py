@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -80,13 +81,25 @@ def _cpu() -> dict[str, Any]:
     runtime = importlib.import_module("fastq._runtime")
     return {
         "kernels in use": _try(runtime.isa),
+        "integer products": _try(runtime.products),
         "best level": f"x86-64-v{runtime.best_isa()}",
         "features": [name for name, there in runtime.cpu_features().items() if there],
         "missing": [name for name, there in runtime.cpu_features().items() if not there],
     }
 
 
+def _runtime() -> dict[str, Any]:
+    from . import runtime
+
+    state = {"available": True, "reason": "saved networks run on NumPy arrays, without torch"}
+    return {runtime.__name__: state}
+
+
 def _torch() -> dict[str, Any]:
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError(
+            "torch is not installed; pip install 'fastq[torch]', and build fastq again, for more than fastq.runtime"
+        )
     import torch
 
     return {"version": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads()}
@@ -123,6 +136,7 @@ def collect() -> dict[str, Any]:
         "machine": _try(_machine),
         "packages": {name: _try(partial(_version, name)) for name in PACKAGES},
         "torch": _try(_torch),
+        "runtime": _try(_runtime),
         "backends": _try(_backends),
         "native build": _try(_build),
         "cpu kernels": _try(_cpu),

@@ -5,11 +5,12 @@ which every file of fastq has (``fastq/container.py``); ``disabled``, the names 
 ``layers``, which says per integer, weight-only or look-up layer its kind and numbers. Weights are stored in the canonical layout of
 :mod:`fastq.packing`, look-up codes packed to their bits (2-bit codes take 2 bits); every other tensor of the network's
 ``state_dict`` is stored as it is. ``fused`` says whether the network is to be fused again, ``norms`` which batch norms compute
-:func:`fastq.nn.batch_norm.affine_of`, whatever those of the architecture do.
+:func:`fastq.nn.batch_norm.affine_of`, whatever those of the architecture do. ``program`` is the network as ``fastq.runtime``
+runs it, a list of steps (``program.py``), or null; then ``program_reason`` says why.
 
-Versions 1 and 2 had a layer's codes in one run of bits, without rows, and no steps of weights but their products with those of the
-inputs; they are read as layers that are not plain. Version 1 is what fastq wrote when all grids had a zero: ``"odd_inputs"``,
-``"odd_weights"`` and ``"magnitude"`` are false.
+Version 3 had no program. Versions 1 and 2 had a layer's codes in one run of bits, without rows, and no steps of weights but their
+products with those of the inputs; they are read as layers that are not plain. Version 1 is what fastq wrote when all grids had a
+zero: ``"odd_inputs"``, ``"odd_weights"`` and ``"magnitude"`` are false.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ from .layers import (
     packed,
     take_hooks,
 )
+from .program import NoProgram, program_of
 
 __all__ = ["FormatError", "load", "save"]
 
-VERSIONS = (1, 2, 3)  # read; the last is written
+VERSIONS = (1, 2, 3, 4)  # read; the last is written
 PACKED = ("weight", "weight_scale", "weight_zero")
 BUFFERS = {"codes", *PACKED, *IntegerLayer.buffer_names, *LookupLayer.buffer_names}
 #: What a convolution is made with, by its kind.
@@ -101,7 +103,9 @@ def _unpack(packed: torch.Tensor, shape: tuple[int, ...], weight_range: tuple[in
 def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
     """Write the integer network ``model``, a result of :func:`fastq.convert`, to ``path``; returns the bytes written.
 
-    The file is written beside ``path`` and then moved there, so that an interrupted save leaves no half file. Raises
+    The file is written beside ``path`` and then moved there, so that an interrupted save leaves no half file. Where all of the
+    network is layers and functions that ``fastq.runtime`` has, the file says how they follow one another, and it runs there without
+    torch and without ``model``. Raises
     ``TypeError`` if ``model`` is no ``torch.nn.Module``, ``ValueError`` if it has no integer layer, ``OSError`` if the file cannot
     be written.
     """
@@ -118,9 +122,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
         raise ValueError("save: model has no integer layer; give the network that fastq.convert returns")
     disabled = [name for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Quantizer) and not m.enabled]
     norms = [name for name, m in model.named_modules(remove_duplicate=False) if is_affine(m)]
-    return container.write(
-        path, "fastq", VERSIONS[-1], {"disabled": disabled, "fused": fused(model), "norms": norms, "layers": layers}, tensors
-    )
+    header: dict[str, Any] = {"disabled": disabled, "fused": fused(model), "norms": norms, "layers": layers}
+    try:
+        header |= {"program": program_of(model), "program_reason": None}
+    except NoProgram as why:
+        header |= {"program": None, "program_reason": str(why)}
+    return container.write(path, "fastq", VERSIONS[-1], header, tensors)
 
 
 def _layer(numbers: dict[str, Any], tensors: dict[str, torch.Tensor], version: int) -> Any:

@@ -39,10 +39,14 @@ def test_an_old_torch_is_refused(setup: ModuleType) -> None:
     setup.Torch(Path("."), "2.10.0", None).require()
 
 
-def test_no_torch_is_a_clear_message(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_the_runtime_alone_is_built(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup.Torch, "of", staticmethod(lambda python: None))
-    with pytest.raises(SystemExit, match=r"torch is not installed here\. Install torch >= 2\.10 first"):
-        setup.plan()
+    ninja, made, record = setup.plan()
+    assert [place.partition(".")[0] for _, place in made] == ["_runtime"]
+    assert record["torch"] is None and record["cuda"] == {"built": False, "reason": "torch is not installed"}
+    built = [line.split()[1].removesuffix(":") for line in ninja.lines if line.startswith("build ")]
+    kernels = [f"gemm_{isa}.o" for isa in (*setup.ISAS, *(setup.BEYOND_V4 if "v4" in setup.ISAS else ()))]
+    assert sorted(built) == sorted([*kernels, "dispatch.o", "product.o", "module.o", "network.o", "threads.o", made[0][0]])
 
 
 def test_architectures(setup: ModuleType) -> None:

@@ -12,7 +12,19 @@ import pytest
 import fastq
 
 PACKAGE = Path(fastq.__file__).parent
-SECTIONS = {"fastq", "machine", "packages", "torch", "backends", "native build", "cpu kernels", "gpus", "tools", "environment"}
+SECTIONS = {
+    "fastq",
+    "machine",
+    "packages",
+    "torch",
+    "runtime",
+    "backends",
+    "native build",
+    "cpu kernels",
+    "gpus",
+    "tools",
+    "environment",
+}
 
 
 def command(*arguments: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -126,8 +126,8 @@ def test_foreign_and_other_versions(saved, tmp_path):
     for data in (b"PK\3\4" * 40, (tmp_path / "torch.pt").read_bytes(), safetensors.torch.save({"a": torch.ones(3)})):
         with pytest.raises(FormatError, match=r"no fastq network|no safetensors file"):
             load(data, float_model())
-    newer = saved[1].replace(rb"\"version\":3", rb"\"version\":4", 1)
-    with pytest.raises(FormatError, match="format version 4; this fastq reads versions 1 and 2 and 3"):
+    newer = saved[1].replace(rb"\"version\":4", rb"\"version\":5", 1)
+    with pytest.raises(FormatError, match="format version 5; this fastq reads versions 1 and 2 and 3 and 4"):
         load(newer, float_model())
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "absent", float_model())
