@@ -7,9 +7,10 @@ registry.py   what is measured of the quantizers: methods x cases x providers x 
 products.py   what is measured of the integer engine: kinds x layers x rows, and the goals
 peers.py      who computes the products: fastq's kernels, torch's, other packages'
 measure.py    how: checked against the reference, interleaved rounds, saved and peak bytes, first call
-session.py    a run of the quantizers; integer.py: of the products; training.py: of training steps
+session.py    a run of the quantizers; integer.py: of the products; forced.py: of those with an instruction set forced;
+networks.py   of whole networks; training.py: of training steps
 results.py    the files under results/: their schema, the machine, the commit
-report.py     ratios, goals, table, plot; integer_report.py: the products'
+report.py     ratios, goals, table, plot; integer_report.py, integer_plot.py: the products'
 readme.py     README's blocks and results/PENDING.md, generated from the files
 gpu.py        one entry for a machine with a GPU and no network: environment, build, tests, sanitizers, benchmarks
 ============  ====================================================================================================

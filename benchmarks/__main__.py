@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import results
+from . import forced, results
 
 SUITES = ("quantizers", "integer")
 MARK = "FASTQ_BENCHMARK_STARTED"
@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the result file (default cpu or cuda, quick with --quick)")
     parser.add_argument("--out", type=Path, help="folder of the results (default benchmarks/results; a new one for a part)")
     parser.add_argument("--plain", action="store_true", help="without pytest-benchmark")
+    parser.add_argument(
+        "--isa",
+        default="",
+        choices=tuple(forced.FORCED),
+        help="integer suite on the CPU: a few products with these kernels alone",
+    )
     parser.add_argument("--rotate", action="store_true", help="integer suite on the CPU: time as on a GPU, to try that code")
 
 
@@ -52,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     from . import integer, session
 
-    plans = {"quantizers": session.plan, "integer": integer.plan}
+    plans = {"quantizers": (lambda _: []) if args.isa else session.plan, "integer": integer.plan}
     suites = [name for name in SUITES if args.suite in (None, name) and plans[name](args)]
     given = sys.argv[1:] if arguments is None else arguments
     if not suites:
@@ -64,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "benchmarks", *given, "--suite"]
         return max(subprocess.run([*command, name], cwd=results.ROOT).returncode for name in suites)
     if MARK not in os.environ:
-        env = {**os.environ, **results.MALLOC, MARK: "1"}
+        env = {**os.environ, **results.MALLOC, MARK: "1", **forced.environment_of(args.isa)}
         if not args.quick:  # first calls pay what a new user pays
             cache = results.ROOT / "build" / "benchmark-compiled"
             shutil.rmtree(cache, ignore_errors=True)

@@ -14,11 +14,16 @@ GPU_READY  :=
 endif
 GPU_RUN = $(GPU_PYTHON) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(WHEELS),--wheels $(WHEELS))
 
-bench: $(VENV)/.ready ## measure on this CPU, check the goals, rewrite the README's table (12 minutes; BENCH=--quick: a minute)
+# The peers that are no requirement of anything else; OpenVINO, the largest, is for this alone.
+$(VENV)/.peers: $(VENV)/.ready requirements-peers.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-peers.txt
+	@touch $@
+
+bench: $(VENV)/.peers ## measure on this CPU, check the goals, rewrite the README's table (15 minutes; BENCH=--quick: a minute)
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.readme
 
-bench-integer: $(VENV)/.ready ## of these the integer products alone (3 minutes)
+bench-integer: $(VENV)/.peers ## of these the integer products alone (5 minutes)
 	$(BIN)/python -m benchmarks --suite integer $(BENCH)
 	$(BIN)/python -m benchmarks.readme
 

@@ -1,27 +1,27 @@
-"""What the integer suite's measurements say: fastq's choice beside the best peer, goals met or not, a table, a roofline plot."""
+"""What the integer suite's measurements say: fastq's choice beside the best peer, and goals met or not, as tables.
+
+Every ratio is fastq's time as a share of another's: below 1 fastq is the faster, and less is better.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from .products import GOALS, KINDS, LARGE, LLAMA, ROWS, Goal, Kind, Layer, layer
+from .products import GOALS, KINDS, Goal, layer
 from .report import Verdict, machine, print_report
 from .results import DISTURBED
 
-__all__ = ["block", "headers", "lines", "notes", "plot", "show", "verdicts"]
+__all__ = ["IN_8_BITS", "block", "every_time", "int8_roof", "notes", "show", "tables", "verdicts"]
 
 #: Of the numbers of rows: those with a column in the table.
 COLUMNS = (1, 16, 64, 256, 1024, 8192)
-#: int8, dense, by the data sheets; in practice about 1400 to 1550 on an H200.
-DATASHEET = {"H200": 1979e12, "H100": 1979e12, "A100": 624e12}
-
-#: Of the peers; fastq is blue.
-PALETTE = (
-    "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:olive", "tab:cyan", "gold",
-    "teal", "black",
-)  # fmt: skip
+#: The kernels that a CPU's goals are of.
+AMX = "amx"
+#: The provider that is fastq with the codes of fewer bits held in 8.
+IN_8_BITS = "fastq-8bit"
+#: Columns of a CPU's tables beside the kinds: a kind's time as a share of another's (as :attr:`Goal.measure`).
+SHARES = {"W4A8": (("W8A8", "of our W8A8"), ("onnxruntime", "of onnxruntime"))}
 
 Cell = dict[str, dict[str, Any]]  # the rows of a case, by provider
 
@@ -59,41 +59,71 @@ def tops(row: dict[str, Any]) -> float | None:
 # Goals
 
 
-def values(goal: Goal, cells: dict[tuple[str, str, int], Cell]) -> list[tuple[float, str]]:
+def share(own: dict[str, Any] | None, other: dict[str, Any] | None) -> float | None:
+    """The time of ``own`` over that of ``other``."""
+    return None if own is None or other is None else us(own) / us(other)
+
+
+def against(measure: str, key: tuple[str, str, int], cells: dict[tuple[str, str, int], Cell]) -> dict[str, Any] | None:
+    """The row that :attr:`Goal.measure` compares with: ``best``, ``W8A8`` (in turns with it, where that was measured), peers."""
+    cell = cells.get(key, {})
+    if measure == "best":
+        return best_peer(cell)
+    if measure == "W8A8":
+        return cell.get(IN_8_BITS) or ours(cells.get(("W8A8", *key[1:]), {}))
+    return min((row for name, row in cell.items() if name.startswith(measure)), key=us, default=None)
+
+
+def values(goal: Goal, result: dict[str, Any]) -> list[tuple[float, str]]:
     """What the goal looks at, with where."""
-    found = []
+    if goal.measure == "packing":
+        packed = [row for row in result.get("packing", []) if row["status"] == "ok"]
+        return [
+            (row["first row"]["median_us"] / 1e3, f"{row['layer']}, {row['bits']} bits, ms with its first row") for row in packed
+        ]
+    found, cells = [], by_case([] if result["quick"] else result["rows"])
     for (kind, of, rows), cell in cells.items():
         own = ours(cell)
         if own is None or not goal.fits(kind, of, rows):
             continue
-        value: float | None = None
+        value: float | None
         if goal.measure == "tops":
             value = tops(own)
         elif goal.measure == "us":
             value = us(own)
-        elif goal.measure == "best" and (peer := best_peer(cell)) is not None:
-            value = us(peer) / us(own)
-        elif goal.measure == "bf16" and "torch-bf16" in cell:
-            value = us(cell["torch-bf16"]) / us(own)
-        elif goal.measure == "W8A8" and (other := ours(cells.get(("W8A8", of, rows), {}))) is not None:
-            value = us(other) / us(own)
-        elif goal.measure == "jump" and (more := ours(cells.get((kind, of, rows + 1), {}))) is not None and rows < goal.rows[1]:
-            value = us(more) / us(own)
+        elif goal.measure == "jump":
+            more = ours(cells.get((kind, of, rows + 1), {}))
+            value = None if more is None or rows >= goal.rows[1] else us(more) / us(own)
+        else:
+            value = share(own, against(goal.measure, (kind, of, rows), cells))
         if value is not None:
-            found.append((value, f"{kind} {of} M={rows}"))
+            found.append((value, f"{kind} {of} {'images' if KINDS[kind].conv else 'M'}={rows}"))
     return found
 
 
+def without_time(goal: Goal, result: dict[str, Any]) -> list[str]:
+    """The cases of the goal of which fastq has rows and no time: a goal is not met there, whatever the others say."""
+    cells, found = by_case(result["rows"]), {}
+    for row in result["rows"]:
+        key = (row["kind"], row["layer"], row["rows"])
+        if goal.fits(*key) and row["status"] != "ok" and row["provider"].startswith("fastq-") and ours(cells.get(key, {})) is None:
+            found[f"{row['kind']} {row['layer']} {row['rows']}"] = None
+    return list(found)
+
+
 def verdicts(result: dict[str, Any]) -> list[Verdict]:
-    """The goals, which are an H200's; on other machines there are none."""
-    if result["device"] != "cuda" or "H200" not in (result["environment"]["gpu"] or ""):
+    """The goals: of a GPU those of an H200, on others none; of a CPU those of two cores with AMX, whatever it is."""
+    if result["device"] == "cuda" and "H200" not in (result["environment"]["gpu"] or ""):
         return []
-    cells, found = by_case(result["rows"]), []
+    found = []
     for goal in GOALS:
-        seen = values(goal, cells)
-        worst, where = (max if goal.at_most else min)(seen, default=(None, ""))
+        if goal.device != result["device"]:
+            continue
+        worst, where = (max if goal.at_most else min)(values(goal, result), default=(None, ""))
         met = None if worst is None else worst <= goal.bound if goal.at_most else worst >= goal.bound
-        found.append(Verdict(goal.name, worst, where, goal.bound, met))
+        if met and (left := without_time(goal, result)):
+            met, where = False, f"{where}; no time of ours in {', '.join(left)}"
+        found.append(Verdict(goal.name, worst, where, goal.bound, met, goal.at_most))
     return found
 
 
@@ -105,14 +135,17 @@ def headers(cells: Iterable[tuple[str, str, int]]) -> list[str]:
     return ["kind, layer", *(f"M = {m}" for m in COLUMNS if m in rows)]
 
 
+def time_text(microseconds: float) -> str:
+    return f"{microseconds:.0f}" if microseconds >= 100 else f"{microseconds:.1f}"
+
+
 def cell_text(cell: Cell | None) -> str:
-    """fastq's microseconds and how many times that the best peer takes."""
+    """fastq's microseconds and their share of the best peer's."""
     own = ours(cell or {})
     if own is None:
         return "-"
-    peer = best_peer(cell or {})
-    time = f"{us(own):.0f}" if us(own) >= 100 else f"{us(own):.1f}"
-    return time if peer is None else f"{time} ({us(peer) / us(own):.2f}x {peer['provider']})"
+    peer, time = best_peer(cell or {}), time_text(us(own))
+    return time if peer is None else f"{time} ({us(own) / us(peer):.2f} {peer['provider']})"
 
 
 def lines(result: dict[str, Any]) -> list[list[str]]:
@@ -137,21 +170,135 @@ def conv_lines(result: dict[str, Any]) -> list[list[str]]:
     return [[of, *(cell_text(cells.get((kind, of, m))) for kind in kinds for m in images)] for of in names]
 
 
+def by_rows(rows: list[dict[str, Any]], of: str) -> list[list[str]]:
+    """Of one linear layer on a CPU: headers, and a line for each number of rows."""
+    cells = {key: cell for key, cell in by_case(rows).items() if key[1] == of}
+    kinds = [kind for kind in KINDS if any(key[0] == kind for key in cells)]
+    head, found = [f"{of}, M ="], [[f"{m}"] for m in sorted({key[2] for key in cells})]
+    for kind in kinds:
+        head += [kind, *(f"{kind} {title}" for _, title in SHARES.get(kind, ()))]
+        for line in found:
+            key = (kind, of, int(line[0]))
+            shares = [share(ours(cells.get(key, {})), against(measure, key, cells)) for measure, _ in SHARES.get(kind, ())]
+            line[len(line) :] = [cell_text(cells.get(key)), *("-" if value is None else f"{value:.2f}" for value in shares)]
+    return [head, *found]
+
+
+def of_forced(one: dict[str, Any]) -> list[list[str]]:
+    """With an instruction set forced: a line for each layer and number of rows, convolutions under the kind of their widths."""
+    cells = by_case(one["rows"])
+    kinds = list(dict.fromkeys(kind.removeprefix("conv-") for kind, _, _ in cells))
+    found = [[f"kernels of {one['isa']}", *kinds]]
+    for of, rows in dict.fromkeys(key[1:] for key in cells):
+        mine = {kind.removeprefix("conv-"): cell for (kind, *at), cell in cells.items() if tuple(at) == (of, rows)}
+        found.append([f"{of}, {rows}", *(cell_text(mine.get(kind)) for kind in kinds)])
+    return found
+
+
+def of_packing(result: dict[str, Any]) -> list[list[str]]:
+    """Milliseconds."""
+    rows = [row for row in result.get("packing", []) if row["status"] == "ok"]
+    if not rows:
+        return []
+    found = [[f"packing {rows[0]['layer']}, ms", *(f"{row['bits']} bits" for row in rows)]]
+    for which, title in (("pack", "fastq.pack"), ("first row", "and a first row multiplied")):
+        found.append([title, *(f"{row[which]['median_us'] / 1e3:.1f}" for row in rows)])
+    return found
+
+
+def of_networks(result: dict[str, Any]) -> list[list[str]]:
+    """Milliseconds; of ours with their share of the time of torch's fastest."""
+    grouped: dict[tuple[str, int], Cell] = {}
+    for row in result.get("networks", []):
+        if row["status"] == "ok":
+            grouped.setdefault((row["network"], row["batch"]), {})[row["provider"]] = row
+    providers = list(dict.fromkeys(name for cell in grouped.values() for name in cell))
+    found = [["network, batch: ms", *(name.removeprefix("fastq-") for name in providers)]] if grouped else []
+    for (name, batch), cell in grouped.items():
+        line, peer = [f"{name}, {batch}"], best_peer(cell)
+        for provider in providers:
+            text = f"{us(cell[provider]) / 1e3:.3g}" if provider in cell else "-"
+            if provider in cell and peer is not None and provider.startswith("fastq-"):
+                text += f" ({us(cell[provider]) / us(peer):.2f} {peer['provider']})"
+            line.append(text)
+        found.append(line)
+    return found
+
+
+def tables(result: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """By title: headers and lines."""
+    cells, found = by_case(result["rows"]), {}
+    if result["device"] == "cuda":
+        found["microseconds"] = [headers(cells), *lines(result)]
+    else:
+        names = dict.fromkeys(of for kind, of, _ in cells if not KINDS[kind].conv)
+        found |= {f"{of}, microseconds": by_rows(result["rows"], of) for of in names}
+    found["convolutions, microseconds"] = [conv_headers(cells), *conv_lines(result)]
+    for one in result.get("forced", []):
+        found[f"kernels of {one['isa']}, microseconds"] = of_forced(one)
+    found |= {"packing": of_packing(result), "networks": of_networks(result)}
+    return {title: table for title, table in found.items() if len(table) > 1}
+
+
+def every_time(result: dict[str, Any]) -> str:
+    """All of a run as Markdown: of each kind and layer the median of every provider, in microseconds."""
+    parts = ["# Every time of a run", "Generated by `python -m benchmarks.readme`. Medians in microseconds.", machine(result)]
+    runs = [("", result["rows"]), *((f"Kernels of {one['isa']}: ", one["rows"]) for one in result.get("forced", []))]
+    for title, rows in runs:
+        cells = by_case(rows)
+        for kind, of in dict.fromkeys(key[:2] for key in cells):
+            mine = {m: cell for (*at, m), cell in cells.items() if tuple(at) == (kind, of)}
+            providers = dict.fromkeys(name for cell in mine.values() for name in cell)
+            lines = [[name, *(time_text(us(cell[name])) if name in cell else "-" for cell in mine.values())] for name in providers]
+            parts.append(f"## {title}{kind} {of}")
+            parts.append(_markdown([f"{'images' if KINDS[kind].conv else 'M'} =", *map(str, mine)], lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def int8_roof(result: dict[str, Any]) -> tuple[float | None, str]:
+    """The most int8 operations a second of anything in a CPU's run, and what did them."""
+    speed: float | None = result["roofs"]["int8"] if "roofs" in result else None
+    what = "torch's int8 product of 1024^3"
+    for row in result["rows"]:
+        codes = KINDS[row["kind"]].activation == 8 and not row["provider"].endswith(("16", "32"))  # bfloat16 and float32
+        if row["status"] == "ok" and codes and (reached := (tops(row) or 0.0) * 1e12) > (speed or 0.0):
+            speed, what = reached, f"{row['provider']}, {row['kind']} {row['layer']} with {row['rows']}"
+    return speed, what
+
+
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader must know to read the tables, and the rows without a time."""
     how = (
         "CUDA events around the replay of a graph over more than 150 MB of weights (or 100 copies)"
         if result["device"] == "cuda"
-        else "medians, providers in turns within one run"
+        else "medians, providers in turns within one run, each with as many threads; the weight is one that is used again and "
+        "again, as warm as the caches keep it; before a library with threads of its own is measured the others' have come to rest"
     )
     kernels = sorted({row["provider"] for row in result["rows"] if row.get("chosen")})
     found = [
         machine(result),
-        f"Microseconds of fastq's choice; in brackets how many times that the fastest other takes, and who it is; {how}. Every "
+        "Microseconds of fastq's choice; in brackets **fastq's time over that of the fastest other**, and who that is: below 1.00 "
+        f"fastq is the faster, here and in the goals; {how}. Every "
         "time is of a result that was checked: fastq's against the reference, bit for bit where the input is codes. Outputs are "
-        f"bfloat16, fastq's of convolutions int8 codes. Kernels chosen: {', '.join(kernels) or 'none'}.",
+        f"bfloat16, of convolutions int8 codes. Kernels chosen: {', '.join(kernels) or 'none'}.",
     ]
+    for one in result.get("forced", []):
+        settings = " ".join(f"{name}={value}" for name, value in one["settings"].items())
+        reason = one["reason"] or "; libraries that it does not hold to it are left out"
+        found.append(
+            f"Kernels of {one['isa']}: {settings}{': not measured: ' if one['reason'] else ''}{reason}.".replace("..", ".")
+        )
+    for row in (*result.get("packing", []), *result.get("networks", [])):
+        if row["status"] != "ok":
+            found.append(f"{row.get('network', 'packing')}, {row.get('provider', row.get('bits'))}: {row['reason']}.")
+    if result["device"] == "cpu" and result["environment"]["isa"] != AMX:
+        found.append(f"The goals are AMX's; the kernels here are of {result['environment']['isa']}.")
     speeds = []
+    if "roofs" in result:
+        cache, memory = result["roofs"]["cache"] / 1e9, result["roofs"]["memory"] / 1e9
+        speed, what = int8_roof(result)
+        speeds.append(f"16 MB are read again and again at {cache:.0f} GB/s, 512 MB at {memory:.0f} GB/s")
+        speeds.append(f"the fastest int8 product does {(speed or 0) / 1e12:.3g} TOPS ({what})")
     if result["copy_bytes_per_s"]:
         speeds.append(f"a copy moves {result['copy_bytes_per_s'] / 1e9:.0f} GB/s")
     if result["matmul_per_s"]:
@@ -183,17 +330,22 @@ def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*head, *("| " + " | ".join(cells) + " |" for cells in rows)])
 
 
-def block(result: dict[str, Any], image: str = "") -> str:
-    """One run as Markdown: what was measured and how, the tables, the goals, the plot."""
-    cells = by_case(result["rows"])
-    parts = notes(result)
-    for titles, rows in ((headers(cells), lines(result)), (conv_headers(cells), conv_lines(result))):
-        if rows:
-            parts.append(_markdown(titles, rows))
+def block(result: dict[str, Any], image: str = "", every: str = "") -> str:
+    """One run as Markdown: what was measured and how, the goals, the tables, the plot; ``every``: where all its times are."""
     words = {True: "met", False: "**not met**", None: "not measured"}
+    parts = notes(result)
     if found := verdicts(result):
-        worst = [["" if v.worst is None else f"{v.worst:.2f} (goal {v.needed:g}), {v.case}", words[v.met]] for v in found]
+        worst = [
+            [
+                "" if v.worst is None else f"{v.worst:.2f} (goal {'at most ' if v.at_most else ''}{v.needed:.3g}), {v.case}",
+                words[v.met],
+            ]
+            for v in found
+        ]
         parts.append(_markdown(["goal", "worst case", ""], [[v.goal, *rest] for v, rest in zip(found, worst, strict=True)]))
+    parts += [_markdown(head, rows) for head, *rows in tables(result).values()]
+    if every:
+        parts.append(f"[Every provider's times]({every}).")
     if image:
         parts.append(f"![{result['name']}]({image})")
     return "\n\n".join(parts)
@@ -201,118 +353,5 @@ def block(result: dict[str, Any], image: str = "") -> str:
 
 def show(result: dict[str, Any]) -> None:
     """Print tables, notes and goals."""
-    cells, name = by_case(result["rows"]), result["name"]
-    tables = {f"{name}: microseconds": [headers(cells), *lines(result)]}
-    if convolutions := conv_lines(result):
-        tables[f"{name}: convolutions, microseconds"] = [conv_headers(cells), *convolutions]
-    print_report(tables, notes(result), verdicts(result), width=160)
-
-
-# The roofline
-
-
-def arithmetic_roof(result: dict[str, Any], kind: Kind) -> tuple[float | None, str]:
-    """Operations a second that bound a product here, and what that is."""
-    gpu = result["environment"]["gpu"] or "" if result["device"] == "cuda" and kind.activation == 8 else ""
-    for name, speed in DATASHEET.items():
-        if name in gpu:
-            return speed, f"int8 by the {name}'s data sheet, {speed / 1e12:.0f} TOPS"
-    what = "bfloat16 matmul" if result["device"] == "cuda" else "fp32 matmul"
-    speed = result["matmul_per_s"]
-    return speed, "" if speed is None else f"torch's {what}, {speed / 1e12:.3g} TFLOP/s (measured)"
-
-
-def _drawn(result: dict[str, Any]) -> str:
-    """The layer of the plot: the large square, or the one with most rows."""
-    names = [row["layer"] for row in result["rows"] if row["status"] == "ok" and not KINDS[row["kind"]].conv]
-    return next((one.name for one in (LARGE, LLAMA[0]) if one.name in names), max(names, key=names.count, default=""))
-
-
-def _speeds(axis: Any, mine: dict[int, Cell], peers: list[str], colors: dict[str, str]) -> None:
-    """TOPS over rows: a line for each peer, a thick one for fastq's choice with marks where the others are measured too."""
-    for provider in peers:
-        points = sorted((m, tops(cell[provider]) or 0.0) for m, cell in mine.items() if provider in cell)
-        axis.plot(*zip(*points, strict=True), marker=".", linewidth=1, color=colors[provider], label=provider)
-    points = sorted((m, tops(own) or 0.0) for m, cell in mine.items() if (own := ours(cell)) is not None)
-    if points:
-        axis.plot(*zip(*points, strict=True), linewidth=2.5, color="C0", label="fastq", zorder=5)
-        axis.plot(*zip(*(p for p in points if p[0] in ROWS), strict=True), "o", markersize=5, color="C0", zorder=5)
-
-
-def _roofs(axis: Any, result: dict[str, Any], kind: Kind, of: Layer, rows: list[int]) -> None:
-    """What memory and arithmetic allow; the axis ends a little above what matters."""
-    bandwidth, (arithmetic, what) = result["copy_bytes_per_s"], arithmetic_roof(result, kind)
-    top = max([axis.get_ylim()[1], arithmetic / 1e12 if arithmetic else 0.0])
-    if bandwidth:
-        roof = [of.operations(m) / of.bytes_moved(m, kind) * bandwidth / 1e12 for m in rows]
-        label = f"memory, {bandwidth / 1e9:.0f} GB/s (a copy, measured)"
-        axis.plot(rows, roof, color="black", linestyle="--", linewidth=1, label=label)
-    if arithmetic:
-        axis.axhline(arithmetic / 1e12, color="black", linestyle=":", linewidth=1, label=what)
-    axis.set_ylim(top=2 * top)
-
-
-def _convolutions(axis: Any, cells: dict[tuple[str, str, int], Cell], peers: list[str], colors: dict[str, str]) -> None:
-    """How many times fastq's time the others take, at the most images."""
-    convs = {key: (cell, own) for key, cell in cells.items() if KINDS[key[0]].conv and (own := ours(cell)) is not None}
-    images = max((key[2] for key in convs), default=0)
-    names, kinds = list(dict.fromkeys(key[1] for key in convs)), list(dict.fromkeys(key[0] for key in convs))
-    if not names:
-        axis.set_axis_off()
-        return
-    for i, kind in enumerate(kinds):
-        for peer in peers:
-            points = [
-                (us(cell[peer]) / us(own), names.index(key[1]) + 0.3 * i - 0.15)
-                for key, (cell, own) in convs.items()
-                if (key[0], key[2]) == (kind, images) and peer in cell
-            ]
-            if points:
-                label = f"{peer}, fastq {kind.removeprefix('conv-')}"
-                axis.plot(
-                    *zip(*points, strict=True), "os"[i % 2], color=colors[peer], fillstyle=("full", "none")[i % 2], label=label
-                )
-    axis.axvline(1.0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlim(left=0)
-    axis.set(xlabel="times fastq's time", title=f"ResNet-50's convolutions, images: {images}")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-
-
-def plot(result: dict[str, Any], path: Path) -> bool:
-    """Speed over rows for each kind under the two roofs, and the convolutions, as a PNG; False without matplotlib or rows."""
-    cells, name = by_case(result["rows"]), _drawn(result)
-    of = layer(name)
-    if of is None or not cells:
-        return False
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter
-
-    kinds = [kind for kind in KINDS.values() if not kind.conv and any(key[:2] == (kind.name, name) for key in cells)]
-    figure, axes = pyplot.subplots(2, 3, figsize=(19, 11), layout="constrained")
-    peers = sorted({p for cell in cells.values() for p in cell if not p.startswith("fastq-")})
-    colors = dict(zip(peers, PALETTE, strict=False))
-    for kind, axis in zip(kinds, axes.flat, strict=False):
-        mine = {key[2]: cell for key, cell in cells.items() if key[:2] == (kind.name, name)}
-        axis.set(xscale="log", yscale="log", xlabel="rows M", ylabel="TOPS", title=f"{kind.name}, {name}")
-        _speeds(axis, mine, [p for p in peers if any(p in cell for cell in mine.values())], colors)
-        _roofs(axis, result, kind, of, sorted(mine))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.grid(alpha=0.3, which="major")
-        axis.legend(fontsize=8, loc="lower right")
-    for unused in list(axes.flat)[len(kinds) : 5]:
-        unused.set_axis_off()
-    _convolutions(axes.flat[5], cells, peers, colors)
-    where = result["environment"]["gpu"] if result["device"] == "cuda" else result["environment"]["cpu"]
-    figure.suptitle(f"Integer products on {where}, torch {result['environment']['torch']}, {result['created'][:10]}", fontsize=11)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
-    return True
+    found = {f"{result['name']}: {title}": table for title, table in tables(result).items()}
+    print_report(found, notes(result), verdicts(result), width=200)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import glob
 import math
 import statistics
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -217,10 +219,11 @@ def undisturbed_rounds(
     return undisturbed(lambda: cpu_rounds(functions, tensors, budget))
 
 
-def undisturbed(measure: Callable[[], Times], attempts: int = ATTEMPTS) -> tuple[Times, float | None]:
-    """What ``measure`` gives with the share of the time spent waiting for a core: the best of ``attempts``, or the first good
-    one."""
+def undisturbed(measure: Callable[[], Times], attempts: int = ATTEMPTS, patience: float = math.inf) -> tuple[Times, float | None]:
+    """What ``measure`` gives with the share of the time spent waiting for a core: the best of ``attempts``, or the first good one;
+    none is started after ``patience`` seconds."""
     best: tuple[Any, float | None] = ({}, None)
+    began = time.perf_counter()
     for attempt in range(attempts):
         before, start = waited(), time.perf_counter()
         times = measure()
@@ -228,7 +231,7 @@ def undisturbed(measure: Callable[[], Times], attempts: int = ATTEMPTS) -> tuple
         share = None if before is None or after is None else (after - before) / seconds
         if attempt == 0 or (share is not None and best[1] is not None and share < best[1]):
             best = times, share
-        if share is None or share <= DISTURBED:
+        if share is None or share <= DISTURBED or time.perf_counter() - began > patience:
             break
     return best
 
@@ -348,16 +351,47 @@ def _in_turns(
     return times
 
 
-def called(calls: dict[str, Calls], budget: float) -> dict[str, list[float]]:
-    """Seconds of a plain call, per function and round; of many calls together where they are short."""
-    counts = {}
+#: Seconds after which threads that still run are taken for work, not for a pool that waits for some.
+SETTLED = 0.1
+
+
+def settle() -> None:
+    """Waits until no other thread of this process runs: those of a pool spin for milliseconds after their work (libgomp's 6), on
+    the cores that the next pool is measured on. At once where the system does not tell."""
+    own, end = f"/{threading.get_native_id()}/", time.perf_counter() + SETTLED
+    while time.perf_counter() < end:
+        running = False
+        for path in glob.glob("/proc/self/task/*/stat"):
+            with contextlib.suppress(OSError):  # a thread may end meanwhile
+                state = Path(path).read_text().rpartition(")")[2].split()[0]
+                running |= state == "R" and own not in path
+        if not running:
+            return
+        time.sleep(5e-4)
+
+
+def called(calls: dict[str, Calls], budget: float, pools: dict[str, str] | None = None) -> dict[str, list[float]]:
+    """Seconds of a plain call, per function and round; of many calls together where they are short.
+
+    A short one is called before the clock starts, too: its weights are as warm as those of one that is used again and again. Where
+    ``pools`` says whose threads functions run on, those of one pool follow each other, and the next waits until they are still.
+    """
+    pools = pools or {}
+    once, running = {}, ""
     for name, copies in calls.items():
         start = time.perf_counter()
         copies[0]()
-        counts[name] = max(1, min(100, int(1e-3 / max(time.perf_counter() - start, 1e-6))))
+        once[name] = time.perf_counter() - start
+    counts = {name: max(1, min(100, int(1e-3 / max(seconds, 1e-6)))) for name, seconds in once.items()}
 
     def reading(name: str) -> float:
+        nonlocal running
+        if pools.get(name, "") != running:
+            settle()
+            running = pools.get(name, "")
         copies, count = calls[name], counts[name]
+        if once[name] < 5e-3:
+            copies[-1]()
         start = time.perf_counter()
         for i in range(count):
             copies[i % len(copies)]()
@@ -366,7 +400,7 @@ def called(calls: dict[str, Calls], budget: float) -> dict[str, list[float]]:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        return _in_turns(reading, list(calls), budget, 3, 200)
+        return _in_turns(reading, sorted(calls, key=lambda name: pools.get(name, "")), budget, 3, 200)
     finally:
         if enabled:
             gc.enable()
@@ -445,6 +479,29 @@ def copy_bandwidth(device: str, elements: int = 2**28) -> float:
             samples.append(time.perf_counter() - start)
         seconds = statistics.median(samples)
     return 2 * a.nbytes / seconds
+
+
+def read_bandwidth(nbytes: int) -> float:
+    """Bytes per second that torch's threads read of a buffer of so many, again and again: of two sums and a product with a vector
+    the fastest reading, as a roof is what can be reached."""
+    data = torch.ones(nbytes // 8, dtype=torch.float64)
+    matrix, vector = data.view(torch.float32).zero_().view(-1, 4096), torch.ones(4096)
+    readers = {"sum": data.sum, "integers": data.view(torch.int64).sum, "product": lambda: matrix @ vector}
+    times = called({name: [reader] for name, reader in readers.items()}, 0.3)
+    return nbytes / min(min(samples) for samples in times.values())
+
+
+def int8_speed(size: int = 1024) -> float:
+    """Operations per second of torch's int8 products on square matrices that stay in the cache: the fastest reading."""
+    codes = torch.randint(-128, 128, (size, size), dtype=torch.int8)
+    data, scale, zeros = torch.ops.onednn.qlinear_prepack(codes, None), torch.ones(size), torch.zeros(size, dtype=torch.int32)
+    calls: dict[str, Calls] = {
+        "int_mm": [lambda: torch._int_mm(codes, codes.t())],
+        "onednn": [
+            lambda: torch.ops.onednn.qlinear_pointwise(codes, 1.0, 0, data, scale, zeros, None, 1.0, 0, torch.int8, "none", [], "")
+        ],
+    }
+    return 2 * size**3 / min(min(samples) for samples in called(calls, 0.3).values())
 
 
 # One case

@@ -6,6 +6,7 @@ checked by ``integer.py`` before it is timed. Those from packages that are not r
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.metadata
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 import torch.nn.functional as F
 
@@ -27,6 +29,8 @@ __all__ = ["PEERS", "Built", "Peer", "Weights", "candidates", "chosen", "fastq_k
 
 #: A power of two: inputs as codes and as floating point numbers are the same numbers.
 X_SCALE = 2.0**-6
+#: The threads of torch, oneDNN and our kernels.
+TORCH_POOL = "torch"
 
 
 class Weights:
@@ -77,8 +81,8 @@ class Weights:
 class Built(NamedTuple):
     """A function of the input; what it takes: ``"codes"`` (:meth:`Weights.inputs` as they are), ``"codes less 128"`` (int8 for
     uint8, as fastq's networks hand them on), or a floating point dtype; and what it gives: ``"values"``, ``"sums"`` (int32
-    accumulators), ``"codes"`` (requantized). ``own``: the weight that it really multiplies with, ``(N, K)``, where it quantizes on
-    a grid of its own."""
+    accumulators), ``"codes"`` (requantized to int8 around 0). ``own``: the weight that it really multiplies with, ``(N, K)``,
+    where it quantizes on a grid of its own."""
 
     run: Callable[[torch.Tensor], torch.Tensor]
     takes: torch.dtype | str = "codes"
@@ -88,7 +92,8 @@ class Built(NamedTuple):
 
 @dataclass(frozen=True)
 class Peer:
-    """A provider that is not fastq. ``needs``: a package; ``note``: what a reader of its times must know."""
+    """A provider that is not fastq. ``needs``: packages; ``note``: what a reader of its times must know; ``pool``: whose threads
+    it runs on; ``forced``: whether ``products.FORCED`` holds it to an instruction set."""
 
     name: str
     kinds: tuple[str, ...]
@@ -96,10 +101,12 @@ class Peer:
     build: Callable[[Weights], Built]
     needs: str = ""
     note: str = ""
+    pool: str = TORCH_POOL
+    forced: bool = True
 
     def absent(self) -> str:
         """Why it is not there; empty if it is."""
-        return _absent(self.needs) if self.needs else ""
+        return next((why for package in self.needs.split() if (why := _absent(package))), "")
 
 
 @functools.cache
@@ -114,15 +121,15 @@ def _absent(package: str) -> str:
 def versions(device: str) -> dict[str, str]:
     """Of the packages of peers on ``device`` that are here."""
     found, names = {}, importlib.metadata.packages_distributions()
-    for package in sorted({peer.needs for peer in PEERS if peer.needs and device in peer.devices}):
+    for package in sorted({package for peer in PEERS if device in peer.devices for package in peer.needs.split()}):
         if not _absent(package):
             found[package] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names.get(package, []))))
     return found
 
 
-def candidates(kind: Kind, device: str) -> list[Peer]:
-    """The peers of a kind on a device, there or not."""
-    return [peer for peer in PEERS if kind.name in peer.kinds and device in peer.devices]
+def candidates(kind: Kind, device: str, forced: bool = False) -> list[Peer]:
+    """The peers of a kind on a device, there or not; ``forced``: of those that can be held to an instruction set."""
+    return [peer for peer in PEERS if kind.name in peer.kinds and device in peer.devices and (peer.forced or not forced)]
 
 
 # fastq
@@ -138,6 +145,12 @@ def fastq_kernel(weights: Weights, kernel: str) -> Built:
         return Built(lambda x: fastq.int_conv2d(x, packed, **keywords), "codes less 128", "codes")
     keywords = {} if weights.kind.activation == 16 else {"x_scale": scale}
     return Built(lambda x: fastq.int_linear(x, packed, **keywords, out_dtype=torch.bfloat16, kernel=kernel))
+
+
+def fastq_8bit(weights: Weights) -> Built:
+    """fastq's choice for the same codes held in 8 bits: what fewer bits are compared with, in turns with them."""
+    packed, scale = fastq.pack(weights.codes, 8, scale=weights.scale), torch.full((1,), X_SCALE, device=weights.device)
+    return Built(lambda x: fastq.int_linear(x, packed, x_scale=scale, out_dtype=torch.bfloat16))
 
 
 def architecture(device: str) -> int:
@@ -224,14 +237,104 @@ def _onednn_linear(weights: Weights) -> Built:
 def _onednn_conv(weights: Weights) -> Built:
     window, zeros, scale = weights.layer.window, torch.zeros(weights.layer.n, dtype=torch.int32), weights.scale
     where = [list(window.stride), [window.padding[2], window.padding[0]], list(window.dilation), 1]
-    data = torch.ops.onednn.qconv_prepack(weights.codes, scale, X_SCALE, 0, *where, None)
+    data, step = torch.ops.onednn.qconv_prepack(weights.codes, scale, X_SCALE, 0, *where, None), weights.out_scale
 
     def run(x: torch.Tensor) -> Any:
         return torch.ops.onednn.qconv2d_pointwise(
-            x, X_SCALE, 0, data, scale, zeros, None, *where, 1.0, 0, torch.bfloat16, "none", [], ""
+            x, X_SCALE, 0, data, scale, zeros, None, *where, step, 0, torch.int8, "none", [], ""
         )  # fmt: skip
 
-    return Built(run)
+    return Built(run, gives="codes")
+
+
+# Packages with a pool of threads of their own, as many as torch's
+
+
+def _in_blocks(weights: Weights, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fields of 4 bits from 0 to 15 around 8, ``(N, blocks, block / 2)`` bytes with the first one low, and scales ``(N, blocks)``:
+    of a channel the same in all of its blocks."""
+    n, k = weights.layer.n, weights.layer.k
+    blocks = math.ceil(k / block)
+    fields = F.pad((weights.codes + 8).view(torch.uint8), (0, blocks * block - k), value=8).view(n, blocks, block // 2, 2)
+    scale = weights.scale.view(n, -1)
+    return fields[..., 0] | fields[..., 1] << 4, scale.expand(n, blocks).contiguous() if scale.shape[1] == 1 else scale
+
+
+def _onnxruntime(level: int, weights: Weights) -> Built:
+    """MatMulNBits on float32, its input and output bound where they lie; ``level``: 4 multiplies codes of its input, 1 float32."""
+    helper, onnxruntime = importlib.import_module("onnx.helper"), importlib.import_module("onnxruntime")
+    real = importlib.import_module("onnx").TensorProto
+
+    n, k = weights.layer.n, weights.layer.k
+    block = weights.kind.group_size or 256  # the largest, which is the fastest
+    data, scale = _in_blocks(weights, block)
+    settings = {"K": k, "N": n, "bits": 4, "block_size": block, "accuracy_level": level}
+    node = helper.make_node("MatMulNBits", ["x", "data", "scale"], ["y"], domain="com.microsoft", **settings)
+    takes, gives = (helper.make_tensor_value_info(name, real.FLOAT, ["m", size]) for name, size in (("x", k), ("y", n)))
+    graph = helper.make_graph(
+        [node], "product", [takes], [gives],
+        [helper.make_tensor("data", real.UINT8, data.shape, data.numpy().tobytes(), raw=True),
+         helper.make_tensor("scale", real.FLOAT, (scale.numel(),), scale.numpy().tobytes(), raw=True)],
+    )  # fmt: skip
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=domains, ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    # Its threads wait for work by spinning, for 50 ms after a run too unless they are told.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    @functools.cache
+    def bound(address: int, rows: int) -> tuple[Any, torch.Tensor]:
+        y, binding = torch.empty(rows, n), session.io_binding()
+        binding.bind_input("x", "cpu", 0, real.FLOAT, (rows, k), address)
+        binding.bind_output("y", "cpu", 0, real.FLOAT, (rows, n), y.data_ptr())
+        return binding, y
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        binding, y = bound(x.data_ptr(), len(x))
+        session.run_with_iobinding(binding)
+        return y
+
+    return Built(run, torch.float32)
+
+
+def _openvino(precision: str, weights: Weights) -> Built:
+    """A MatMul of float32 inputs with a compressed constant; ``precision``: what it may compute in where it does not in int8."""
+    openvino, opset13 = importlib.import_module("openvino"), importlib.import_module("openvino.opset13")
+    n, k = weights.layer.n, weights.layer.k
+    group = weights.kind.group_size or k
+    data, scale = _in_blocks(weights, group)
+    grouped = (n, scale.shape[1], group) if scale.shape[1] > 1 else (n, k)
+    bytes_ = numpy.ascontiguousarray(data.numpy().reshape(-1))  # the constant reads it, and the function below keeps it
+    fields = openvino.op.Constant(openvino.Tensor(bytes_, openvino.Shape(grouped), openvino.Type.u4))
+    steps = scale.numpy().astype(numpy.float16).reshape(*grouped[:-1], 1)
+    half = numpy.float16
+    values = opset13.subtract(opset13.convert(fields, half), opset13.convert(opset13.constant(numpy.uint8(8)), half))
+    values = opset13.multiply(values, opset13.constant(steps))
+    if len(grouped) == 3:
+        values = opset13.reshape(values, opset13.constant(numpy.array([n, k])), False)
+    x = opset13.parameter([-1, k], numpy.float32, name="x")
+    model = openvino.Model([opset13.matmul(x, opset13.convert(values, numpy.float32), False, True)], [x], "product")
+    compiled = openvino.Core().compile_model(model, "CPU", {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP,
+    })  # fmt: skip
+
+    @functools.cache
+    def bound(address: int, rows: int) -> tuple[Any, torch.Tensor, Any]:
+        y, request = torch.empty(rows, n), compiled.create_infer_request()
+        given = numpy.ctypeslib.as_array((ctypes.c_float * (rows * k)).from_address(address)).reshape(rows, k)
+        request.set_input_tensor(openvino.Tensor(given, shared_memory=True))
+        request.set_output_tensor(openvino.Tensor(y.numpy(), shared_memory=True))
+        return request, y, bytes_
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        request, y, _ = bound(x.data_ptr(), len(x))
+        request.infer()
+        return y
+
+    return Built(run, torch.float32)
 
 
 # Packages that a GPU machine may have
@@ -301,17 +404,26 @@ def _bitsandbytes_nf4(weights: Weights) -> Built:
 _LINEAR, _CONV = ("W8A8", "W4A8", "W2A8", "W4A16", "W8A16"), ("conv-W8A8", "conv-W4A8")
 _BOTH = ("cpu", "cuda")
 _DYNAMIC = "quantizes its input within the time"
+_HELD = "the same codes, held in 8 bits"
+_ORT: Any = {"needs": "onnxruntime onnx", "pool": "onnxruntime", "forced": False}
+_OPENVINO: Any = {"needs": "openvino", "pool": "openvino", "forced": False}
 PEERS = (
     Peer("torch-bf16", _LINEAR, _BOTH, functools.partial(_matmul, torch.bfloat16)),
     Peer("torch-fp16", _LINEAR, ("cuda",), functools.partial(_matmul, torch.float16)),
     Peer("torch-fp32", _LINEAR, ("cpu",), functools.partial(_matmul, torch.float32)),
     Peer("torch-int_mm", ("W8A8",), _BOTH, _int_mm, note="int32 sums, nothing scaled or rounded"),
     Peer("onednn-int8", ("W8A8",), ("cpu",), _onednn_linear),
+    Peer("onednn-int8", ("W4A8", "W2A8"), ("cpu",), _onednn_linear, note=_HELD),
     Peer("torch-int4pack", ("W4A16",), _BOTH, _int4pack),
     Peer("torch-int8pack", ("W8A16",), _BOTH, _int8pack),
     Peer("torch-bf16", _CONV, _BOTH, functools.partial(_conv, torch.bfloat16), note="cuDNN or oneDNN, channels_last"),
     Peer("torch-fp32", _CONV, ("cpu",), functools.partial(_conv, torch.float32), note="oneDNN, channels_last"),
     Peer("onednn-int8", ("conv-W8A8",), ("cpu",), _onednn_conv),
+    Peer("onednn-int8", ("conv-W4A8",), ("cpu",), _onednn_conv, note=_HELD),
+    Peer("onnxruntime", ("W4A8", "W4A16"), ("cpu",), functools.partial(_onnxruntime, 4), **_ORT, note=_DYNAMIC),
+    Peer("onnxruntime-fp32", ("W4A16",), ("cpu",), functools.partial(_onnxruntime, 1), **_ORT),
+    Peer("openvino", ("W4A8", "W4A16"), ("cpu",), functools.partial(_openvino, "f32"), **_OPENVINO, note=_DYNAMIC),
+    Peer("openvino-bf16", ("W4A8", "W4A16"), ("cpu",), functools.partial(_openvino, "bf16"), **_OPENVINO, note=_DYNAMIC),
     Peer("humming", ("W8A8", "W4A8", "W4A16", "W8A16"), ("cuda",), _humming, needs="humming", note="on a grid of its own"),
     Peer("gemlite", ("W4A16", "W8A16"), ("cuda",), _gemlite, needs="gemlite"),
     Peer("gemlite", ("W8A8",), ("cuda",), _gemlite, needs="gemlite", note=_DYNAMIC),

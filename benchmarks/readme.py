@@ -1,4 +1,5 @@
-"""Writes what is generated from the result files: README's blocks of benchmarks and claims, and ``results/PENDING.md``.
+"""Writes what is generated from the result files: README's blocks of benchmarks and claims, ``results/PENDING.md``, and beside a
+result of integer products on a CPU every time of it.
 
 ``python -m benchmarks.readme`` (``make bench`` and ``make compare`` do it). ``--check`` writes nothing and exits with 1 if a file
 is not what would be written; ``--plots`` draws the plots again too.
@@ -13,7 +14,7 @@ from typing import Any
 
 from fastq.engine import table
 
-from . import compare, gpu, integer_report, products, report, results, training
+from . import compare, gpu, integer_plot, integer_report, products, report, results, training
 from .peers import candidates
 from .registry import METHODS, PASSES, PROVIDERS
 
@@ -57,15 +58,27 @@ def image(result: dict[str, Any], folder: Path) -> str:
     return path.relative_to(results.ROOT).as_posix() if path.exists() and path.is_relative_to(results.ROOT) else ""
 
 
+def times_beside(run: dict[str, Any], folder: Path) -> Path | None:
+    """The file with every time of a run of integer products on a CPU, of which the README has a part."""
+    return folder / f"{run['name']}.md" if run["device"] == "cpu" else None
+
+
+def products_block(run: dict[str, Any], folder: Path) -> str:
+    """One run of the integer suite, with where all of it is."""
+    path = times_beside(run, folder)
+    every = path.relative_to(results.ROOT).as_posix() if path is not None and path.is_relative_to(results.ROOT) else ""
+    return integer_report.block(run, image(run, folder), every)
+
+
 def readme(text: str, folder: Path = results.FOLDER) -> str:
     """``text`` with its blocks generated: of the newest CPU and GPU run of each suite and of training steps, and of the comparison;
     markers are added if absent."""
     for kind, heading, begin, end, write, how in (
-        ("benchmark", "Speed", BEGIN, END, block, "make bench"),
-        ("integer", "Speed of the integer products", PRODUCTS_BEGIN, PRODUCTS_END, integer_report.block, "make bench-integer"),
+        ("benchmark", "Speed", BEGIN, END, lambda run, where: block(run, image(run, where)), "make bench"),
+        ("integer", "Speed of the integer products", PRODUCTS_BEGIN, PRODUCTS_END, products_block, "make bench-integer"),
     ):
         runs = [(run, where) for where in (folder, folder / "gpu") if (run := newest(where, kind)) is not None]
-        body = "\n\n".join(write(run, image(run, where)) for run, where in runs) if runs else f"Not measured yet: `{how}`."
+        body = "\n\n".join(write(run, where) for run, where in runs) if runs else f"Not measured yet: `{how}`."
         text = _replaced(text, heading, begin, end, body)
     steps = [run for run in (newest(folder / "training"), newest(folder / "gpu", "training")) if run is not None]
     body = (
@@ -188,7 +201,7 @@ def pending_products(folder: Path) -> list[str]:
         f"Rows: {rows}; fastq's choice on {products.LARGE.name} every number to {products.SWEEP[-1]}; images: "
         f"{', '.join(map(str, products.IMAGES))}. Open until then are the goals, which are an H200's:",
         "",
-        *(f"- {goal.name}" for goal in products.GOALS if missing),
+        *(f"- {goal.name}" for goal in products.GOALS if missing and goal.device == "cuda"),
         "",
         *lines,
         "",
@@ -201,6 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plots", action="store_true", help="draw the plots of all results again")
     args = parser.parse_args(arguments)
     wanted = {README: readme(README.read_text()), PENDING: pending()}
+    run = newest(results.FOLDER, "integer")
+    if run is not None and (path := times_beside(run, results.FOLDER)) is not None:
+        wanted[path] = integer_report.every_time(run)
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         name = path.relative_to(results.ROOT)
@@ -214,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
         for folder in (results.FOLDER, results.FOLDER / "gpu"):
             for path in sorted(folder.glob("*.json")):
                 result = results.read(path)
-                draw = {"benchmark": report.plot, "integer": integer_report.plot}.get(result["kind"])
+                draw = {"benchmark": report.plot, "integer": integer_plot.plot}.get(result["kind"])
                 if draw is not None and draw(result, path.with_suffix(".png")):
                     print(f"drew {path.with_suffix('.png').relative_to(results.ROOT)}")
     return 1 if args.check and stale else 0

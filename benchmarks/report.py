@@ -53,13 +53,14 @@ def ratio(providers: dict[str, dict[str, Any]], baseline: str, device: str, whic
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal on one run: the worst of its cases; ``met`` is None where nothing was measured."""
+    """A goal on one run: the worst of its cases; ``met`` is None where nothing was measured. ``at_most``: less is better."""
 
     goal: str
     worst: float | None
     case: str
     needed: float
     met: bool | None
+    at_most: bool = False
 
 
 def judge(goal: Goal, rows: Sequence[dict[str, Any]], device: str) -> Verdict:
@@ -179,7 +180,8 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 def verdict_line(v: Verdict) -> str:
     word = {True: "met", False: "not met", None: "not measured"}[v.met]
-    value = "" if v.worst is None else f": {v.worst:.2f} (goal {v.needed:.2f}) in {v.case}"
+    goal = f"at most {v.needed:.3g}" if v.at_most else f"{v.needed:.2f}"
+    value = "" if v.worst is None else f": {v.worst:.2f} (goal {goal}) in {v.case}"
     return f"{word:<12} {v.goal}{value}"
 
 

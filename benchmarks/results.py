@@ -99,6 +99,7 @@ def validate(result: Any) -> dict[str, Any]:
     _fields("result", result, {"rows": (list,), "device": _TEXT, "quick": _FLAG, "copy_bytes_per_s": _SPEED, "load": _NUMBER})
     if result["kind"] == "integer":
         _fields("result", result, {"matmul_per_s": _SPEED, "packages": (dict,)})
+        _beside(result)
     for i, row in enumerate(result["rows"]):
         (_product if result["kind"] == "integer" else _row)(f"rows[{i}]", row)
     return result
@@ -109,13 +110,33 @@ def identity(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in ("method", "case", "kind", "layer", "rows", "provider"))
 
 
+def _beside(result: dict[str, Any]) -> None:
+    """What a whole run of integer products on a CPU has besides."""
+    if "roofs" in result:
+        _fields("roofs", result["roofs"], dict.fromkeys(("cache", "memory", "int8"), _NUMBER))
+    for i, row in enumerate(result.get("packing", [])):
+        where = f"packing[{i}]"
+        if _measured(where, row, {"layer": _TEXT, "bits": (int,), "status": _TEXT}, {"pack": (dict,), "first row": (dict,)}):
+            _times(f"{where}: pack", row["pack"], _READINGS)
+            _times(f"{where}: first row", row["first row"], _READINGS)
+    for i, row in enumerate(result.get("networks", [])):
+        where = f"networks[{i}]"
+        fields = {"network": _TEXT, "batch": (int,), "provider": _TEXT, "status": _TEXT}
+        if _measured(where, row, fields, {"first_call_s": _NUMBER, "time": (dict,)}):
+            _times(f"{where}: time", row["time"], _READINGS)
+    for i, one in enumerate(result.get("forced", [])):
+        _fields(f"forced[{i}]", one, {"isa": _TEXT, "settings": (dict,), "rows": (list,), "reason": _TEXT})
+        for j, row in enumerate(one["rows"]):
+            _product(f"forced[{i}]: rows[{j}]", row)
+
+
 def _product(where: str, row: Any) -> None:
-    if _measured(where, row, _PRODUCT, {"chosen": _FLAG, "time": (dict,), "copies": (int,)}):
+    if _measured(where, row, _PRODUCT, {"first_call_s": _NUMBER, "chosen": _FLAG, "time": (dict,), "copies": (int,)}):
         _times(f"{where}: time", row["time"], _READINGS)
 
 
 def _row(where: str, row: Any) -> None:
-    if not _measured(where, row, _ROW, {"saved_bytes": (int,), "peak_bytes": (int,), "passes": (dict,)}):
+    if not _measured(where, row, _ROW, {"first_call_s": _NUMBER, "saved_bytes": (int,), "peak_bytes": (int,), "passes": (dict,)}):
         return
     if set(row["passes"]) != {"forward", "backward", "both"}:
         raise BrokenResult(f"{where}: passes must be forward, backward, both, got {', '.join(row['passes'])}")
@@ -132,7 +153,7 @@ def _measured(where: str, row: Any, fields: dict[str, tuple[type, ...]], reading
         if "time" in row or "passes" in row:
             raise BrokenResult(f"{where}: a row that is not ok has no times")
         return False
-    _fields(where, row, {"first_call_s": _NUMBER, **readings})
+    _fields(where, row, readings)
     if "waited" in row:  # where the system tells
         _fields(where, row, {"waited": _NUMBER})
     return True

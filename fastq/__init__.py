@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .channels import update_step_ as update_step_
     from .checks import set_checks as set_checks
     from .deploy import convert as convert
+    from .deploy import export_onnx as export_onnx
     from .deploy import load as load
     from .deploy import save as save
     from .diagnosis import diagnose as diagnose
@@ -103,6 +104,7 @@ _FUNCTIONS = {
     "lsq": "ops",
     "oscillation_step_": "ops",
     "ewgs": "ops",
+    "export_onnx": "deploy",
     "qil": "ops",
     "pact": "ops",
     "noise_quant": "ops",

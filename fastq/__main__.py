@@ -9,6 +9,7 @@ import sys
 #: Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; its docstring is the help.
 COMMANDS = {
     "info": ("info", "what is installed here, what works, and why the rest does not"),
+    "inspect": ("inspect_file", "what a saved network or packed weight holds: layers, widths, scales, sizes, checksum"),
     "predict": ("predict", "the classes that a saved network gives images, without torch"),
     "demo": ("demo", "train a low-bit network on handwritten digits, convert it to integers, compare"),
     "compare": ("compare", "hold the papers' claims against each other on handwritten digits, pair by pair"),

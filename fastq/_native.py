@@ -27,8 +27,8 @@ def _load(name: str, build_hint: str) -> str | None:
 
 def _cpu() -> str | None:
     isa = os.environ.get("FASTQ_CPU_ISA", "")
-    if isa not in ("", "v2", "v3", "v4"):
-        return f"FASTQ_CPU_ISA must be v2, v3 or v4, got {isa!r}"
+    if isa not in ("", "v2", "v3", "v4", "vnni", "amx"):
+        return f"FASTQ_CPU_ISA must be v2, v3, v4, vnni or amx, got {isa!r}"
     return _load("libfastq.so", "built without a C++ compiler, before torch was there or with FASTQ_BUILD_NATIVE=0")
 
 

@@ -17,33 +17,32 @@ int best_level(const char** why_not_better);
 
 // Declares TYPE NAME of each level, and chosen_NAME(): the one in use. A build for development may hold fewer levels
 // (FASTQ_CPU_LEVELS), hence weak.
-#define FASTQ_CPU_TABLE(Type, name)                                                               \
-  namespace v2 {                                                                                  \
-  extern const Type name __attribute__((weak));                                                   \
-  }                                                                                               \
-  namespace v3 {                                                                                  \
-  extern const Type name __attribute__((weak));                                                   \
-  }                                                                                               \
-  namespace v4 {                                                                                  \
-  extern const Type name __attribute__((weak));                                                   \
-  }                                                                                               \
-  namespace vnni {                                                                                \
-  extern const Type name __attribute__((weak));                                                   \
-  }                                                                                               \
-  namespace amx {                                                                                 \
-  extern const Type name __attribute__((weak));                                                   \
-  }                                                                                               \
-  inline const Type* chosen_##name(const char** error) {                                          \
-    static const char* reason = nullptr;                                                          \
-    static const Type* const chosen = [] {                                                        \
-      const Type* const all[kLevels] = {nullptr,   nullptr,     &v2::name, &v3::name,             \
-                                        &v4::name, &vnni::name, &amx::name};                      \
-      unsigned built = 0;                                                                         \
-      for (int level = 2; level < kLevels; ++level) built |= all[level] != nullptr ? 1u << level : 0u; \
-      return all[cpu_level(built, &reason)];                                                      \
-    }();                                                                                          \
-    *error = reason;                                                                              \
-    return chosen;                                                                                \
+#define FASTQ_CPU_TABLE(Type, name)                                                                                  \
+  namespace v2 {                                                                                                     \
+  extern const Type name __attribute__((weak));                                                                      \
+  }                                                                                                                  \
+  namespace v3 {                                                                                                     \
+  extern const Type name __attribute__((weak));                                                                      \
+  }                                                                                                                  \
+  namespace v4 {                                                                                                     \
+  extern const Type name __attribute__((weak));                                                                      \
+  }                                                                                                                  \
+  namespace vnni {                                                                                                   \
+  extern const Type name __attribute__((weak));                                                                      \
+  }                                                                                                                  \
+  namespace amx {                                                                                                    \
+  extern const Type name __attribute__((weak));                                                                      \
+  }                                                                                                                  \
+  inline const Type* chosen_##name(const char** error) {                                                             \
+    static const char* reason = nullptr;                                                                             \
+    static const Type* const chosen = [] {                                                                           \
+      const Type* const all[kLevels] = {nullptr, nullptr, &v2::name, &v3::name, &v4::name, &vnni::name, &amx::name}; \
+      unsigned built = 0;                                                                                            \
+      for (int level = 2; level < kLevels; ++level) built |= all[level] != nullptr ? 1u << level : 0u;               \
+      return all[cpu_level(built, &reason)];                                                                         \
+    }();                                                                                                             \
+    *error = reason;                                                                                                 \
+    return chosen;                                                                                                   \
   }
 
 }  // namespace fastq

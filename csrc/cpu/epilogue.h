@@ -93,23 +93,10 @@ FASTQ_HD I32 corrected_sums(const uint32_t* from, const Columns<kColumns>& of, i
   return I32(load_bits<U32>(from) - load_bits<U32>(of.zero + j) * total - load_bits<U32>(of.sums + j));
 }
 
-// y (+)= numbers(i, j) * (x_scale * scale)
-template <int64_t kColumns, class Numbers>
-FASTQ_HD void fold(const GemmCall& c, const Block& b, const Columns<kColumns>& of, const Numbers& numbers, bool first,
-                   float* y) {
-  for (int64_t i = 0; i < b.rows; ++i) {
-    const F32 x_scale = splat<F32>(c.x_scale == nullptr ? 1.0f : c.x_scale[(b.row + i) * c.x_scale_step]);
-    for (int64_t j = 0; j < b.columns; j += kWidth) {
-      float* to = y + i * kColumns + j;
-      const F32 v = scaled(numbers(i, j), x_scale, load_bits<F32>(of.scale + j));
-      store_bits(to, first ? v : load_bits<F32>(to) + v);
-    }
-  }
-}
-
 FASTQ_HD void store_codes(void* to, int64_t n, F32 code, int32_t zero) {
 #if FASTQ_VECTOR_BYTES == 64
-  const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(__m512(code)), _mm512_set1_epi32(zero)));
+  const __m128i bytes =
+      _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(__m512(code)), _mm512_set1_epi32(zero)));
   if (n >= kWidth) return _mm_storeu_si128(static_cast<__m128i*>(to), bytes);
 #else
   const CodeBytes bytes = __builtin_convertvector(__builtin_convertvector(code, I32) + zero, CodeBytes);
@@ -153,35 +140,56 @@ struct Coder {
   }
 };
 
-// From `+ bias` to the output.
+// From `+ bias` to the output, a vector at a time.
 template <int64_t kColumns>
-FASTQ_HD void finish(const GemmCall& c, const Block& b, const Columns<kColumns>& of, const float* y) {
-  const EpilogueParts parts = c.parts();
-  const bool codes = is_code(c.out_type);
-  const Coder coder(codes ? *c.out_scale : 1.0f, float(c.low - c.out_zero), float(c.high - c.out_zero));
-  for (int64_t i = 0; i < b.rows; ++i) {
-    const int64_t at = (b.row + i) * c.n + b.column;
-    alignas(64) float residual[kColumns];
+struct Output {
+  const GemmCall& c;
+  const EpilogueParts parts;
+  const bool codes;
+  const Coder coder;
+
+  FASTQ_HD explicit Output(const GemmCall& call)
+      : c(call),
+        parts(call.parts()),
+        codes(is_code(call.out_type)),
+        coder(codes ? *call.out_scale : 1.0f, float(call.low - call.out_zero), float(call.high - call.out_zero)) {}
+
+  // Of row i of the block, column j and those that follow it.
+  FASTQ_HD void put(const Block& b, const Columns<kColumns>& of, int64_t i, int64_t j, F32 v) const {
+    const int64_t at = (b.row + i) * c.n + b.column + j, left = b.columns - j;
+    F32 residual = v;
     if (parts.residual)
       each_float(c.residual_type, [&](auto s) {
         using S = decltype(s);
-        FloatsOf<S>::load(static_cast<const typename S::Element*>(c.residual) + at, b.columns, residual);
-        fill_zeros(residual, b.columns, multiple(b.columns, kWidth));
+        residual = load<S>(static_cast<const typename S::Element*>(c.residual) + at, left);
       });
+    v = finished(v, parts, parts.bias ? load_bits<F32>(of.bias + j) : v,
+                 parts.multiplier ? load_bits<F32>(of.multiplier + j) : v,
+                 parts.addend ? load_bits<F32>(of.addend + j) : v, residual);
+    if (codes) return store_codes(static_cast<uint8_t*>(c.out) + at, left, coder.code(v), c.out_zero);
+    each_float(c.out_type, [&](auto s) {
+      using S = decltype(s);
+      store<S>(static_cast<typename S::Element*>(c.out) + at, left, v);
+    });
+  }
+};
+
+// y (+)= numbers(i, j) * (x_scale * scale); of the last group of K the output follows.
+template <int64_t kColumns, class Numbers>
+FASTQ_HD void fold(const GemmCall& c, const Block& b, const Columns<kColumns>& of, int64_t scale_group,
+                   const Numbers& numbers, float* y) {
+  const Output<kColumns> output(c);
+  const bool last = scale_group + 1 >= c.scale_groups;
+  for (int64_t i = 0; i < b.rows; ++i) {
+    const F32 x_scale = splat<F32>(c.x_scale == nullptr ? 1.0f : c.x_scale[(b.row + i) * c.x_scale_step]);
     for (int64_t j = 0; j < b.columns; j += kWidth) {
-      F32 v = load_bits<F32>(y + i * kColumns + j);
-      v = finished(v, parts, parts.bias ? load_bits<F32>(of.bias + j) : v,
-                   parts.multiplier ? load_bits<F32>(of.multiplier + j) : v,
-                   parts.addend ? load_bits<F32>(of.addend + j) : v, parts.residual ? load_bits<F32>(residual + j) : v);
-      const int64_t left = b.columns - j;
-      if (codes) {
-        store_codes(static_cast<uint8_t*>(c.out) + at + j, left, coder.code(v), c.out_zero);
-      } else {
-        each_float(c.out_type, [&](auto s) {
-          using S = decltype(s);
-          store<S>(static_cast<typename S::Element*>(c.out) + at + j, left, v);
-        });
-      }
+      float* sum = y + i * kColumns + j;
+      F32 v = scaled(numbers(i, j), x_scale, load_bits<F32>(of.scale + j));
+      if (scale_group > 0) v = load_bits<F32>(sum) + v;
+      if (last)
+        output.put(b, of, i, j, v);
+      else
+        store_bits(sum, v);
     }
   }
 }

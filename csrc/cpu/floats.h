@@ -9,8 +9,8 @@ namespace fastq {
 inline namespace FASTQ_ISA {
 
 struct FloatSums {
-  static constexpr int64_t kStep = 128;                                 // elements of K at a time
-  static constexpr int kVectors = kPanel / kWidth;                      // of a panel's columns
+  static constexpr int64_t kStep = 128;                                               // elements of K at a time
+  static constexpr int kVectors = kPanel / kWidth;                                    // of a panel's columns
   static constexpr int kRows = FASTQ_VECTOR_BYTES == 64 ? 8 : kVectors == 4 ? 2 : 1;  // that registers suffice for
 
   FASTQ_HD static F32 add(F32 sum, F32 a, F32 b) {

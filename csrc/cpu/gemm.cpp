@@ -92,13 +92,14 @@ using Sums = DotProducts;
 using Sums = Pairs;
 #endif
 
-constexpr int64_t kStep = 512;                                  // elements of K at a time
-constexpr int64_t kStepTiles = kStep / kBlockDepth + 1;         // that they may lie in
+constexpr int64_t kWholeStep = 4096;                     // elements of K at a time where nothing is unpacked
+constexpr int64_t kStep = 512;                           // elements of K at a time
+constexpr int64_t kStepTiles = kStep / kBlockDepth + 1;  // that they may lie in
 constexpr int64_t kPanelBytes = kPanelBlocks * kStepTiles * kTileSize;
-constexpr int64_t kTaskRows = 256;                              // of a task, where all rows are packed first
-constexpr int64_t kOwnRows = 128;                               // where a task packs its own
-constexpr int64_t kSharedBytes = int64_t(1) << 21;              // of a convolution's packed rows, at most, to be shared
-constexpr int64_t kRowsTogether = 32;                           // whose sums become outputs as soon as they are whole
+constexpr int64_t kTaskRows = 256;                  // of a task, where all rows are packed first
+constexpr int64_t kOwnRows = 128;                   // where a task packs its own
+constexpr int64_t kSharedBytes = int64_t(1) << 21;  // of a convolution's packed rows, at most, to be shared
+constexpr int64_t kRowsTogether = 32;               // whose sums become outputs as soon as they are whole
 constexpr int64_t kSlack = 64;
 
 FASTQ_HD bool x_is_signed(const GemmCall& c, const GemmPlan& plan) {
@@ -117,6 +118,10 @@ FASTQ_HD int32_t x_shift(const GemmCall& c, const GemmPlan& plan) {
 // Whether sums of rows of x are needed.
 FASTQ_HD bool has_totals(const GemmCall& c) {
   return c.zero != nullptr || block_middle(c.bits) != 0;
+}
+// Whether groups of K begin with a tile.
+FASTQ_HD bool whole_tiles(const GemmCall& c) {
+  return c.group_size % kBlockDepth == 0 || c.scale_groups == 1;
 }
 FASTQ_HD int64_t depth_of(const GemmCall& c) {
   return multiple(c.k, kBlockDepth);
@@ -159,8 +164,8 @@ void pack_codes(const GemmCall& c, const GemmPlan& plan, int64_t row, int64_t gr
   if (has_totals(c))
     for (int64_t g = 0; g < c.scale_groups; ++g) {
       const int64_t first = g * c.group_size, n = least(c.group_size, c.k - first);
-      totals_of(c, to)[g] = with_sign ? total_of(reinterpret_cast<const int8_t*>(bytes) + first, n)
-                                      : total_of(bytes + first, n);
+      totals_of(c, to)[g] =
+          with_sign ? total_of(reinterpret_cast<const int8_t*>(bytes) + first, n) : total_of(bytes + first, n);
     }
 #if !defined(__AVX512VNNI__)
   if (with_sign)
@@ -180,7 +185,7 @@ struct Scratch {
 
   FASTQ_HD static int64_t bytes(const GemmCall& c, const GemmPlan& plan) {
     const int64_t rows = multiple(plan.rows, kRowsTogether);
-    const int64_t of_y = c.scale_groups > 1 ? rows : kRowsTogether;
+    const int64_t of_y = c.scale_groups > 1 ? rows : 0;
     return (plan.shared ? 0 : rows * plan.stride) + kPanelBytes + kFloatPanelBytes + rows * kPanel * 4 + kSlack +
            of_y * kPanel * 4;
   }
@@ -194,8 +199,8 @@ struct Scratch {
   }
 };
 
-// Of the panel that begins with the block of column `column`, the lines of elements [first, first + count) of K. Weights
-// of fewer than 8 bits are unpacked to `room`.
+// Of the panel that begins with the block of column `column`, the lines of elements [first, first + count) of K.
+// Weights of fewer than 8 bits are unpacked to `room`.
 FASTQ_HD Lines lines_of(const GemmCall& c, const Block& b, int64_t first, int64_t count, uint8_t* room) {
   Lines w = {};
   const int64_t block = b.column / kBlockRows, last = (b.column + b.columns - 1) / kBlockRows;
@@ -214,19 +219,43 @@ FASTQ_HD Lines lines_of(const GemmCall& c, const Block& b, int64_t first, int64_
   return w;
 }
 
+// What follows elements [first, first + count) of K in the panel, or the panel itself: half of the time that a weight
+// takes is spent on its way. `times`: how often a tile of K is gone through.
+FASTQ_HD Ahead ahead_of(const GemmCall& c, const Block& b, int64_t first, int64_t count, int64_t times) {
+  const int64_t next = first + count, block = b.column / kBlockRows;
+  const bool wrap = next >= c.k;
+  const int64_t bytes = (count + kBlockDepth - 1) / kBlockDepth * block_tile_bytes(c.bits);
+  const uint8_t* from = c.weight + (wrap ? block + kPanelBlocks : block) * c.row_bytes +
+                        (wrap ? 0 : next / kBlockDepth * block_tile_bytes(c.bits));
+  if (wrap && (block + 2 * kPanelBlocks) * kBlockRows > c.n) return {};
+  const int64_t steps = (count + kBlockDepth - 1) / kBlockDepth * times;
+  return {{from, from + c.row_bytes}, (bytes / kLineBytes + steps - 1) / steps, 0};
+}
+
 struct IntegerProduct {
   const GemmCall& c;
   const GemmPlan& plan;
   const Scratch& s;
   Columns<kPanel> columns;
 
-  FASTQ_HD void multiply(const uint8_t* x, int64_t rows, const Lines& w, int64_t count, bool fresh,
-                         uint32_t* sums) const {
+  FASTQ_HD void multiply(const uint8_t* x, int64_t rows, const Lines& w, int64_t count, bool fresh, uint32_t* sums,
+                         Ahead& ahead) const {
 #if defined(__AMX_INT8__)
     if (plan.tiles)
-      return Tiles::multiply(c.bits, x, plan.stride, rows, w, (count + kBlockDepth - 1) / kBlockDepth, fresh, sums);
+      return Tiles::multiply(c.bits, x, plan.stride, rows, w, (count + kBlockDepth - 1) / kBlockDepth, fresh, sums,
+                             ahead);
 #endif
+    (void)ahead;
     Sums::multiply(c.bits, x, plan.stride, rows, w, (count + 3) / 4, fresh, sums);
+  }
+
+  // Fetches what these rows will be written to, for writing: stores that wait would hold up what comes after them.
+  FASTQ_HD void expect(const Block& b, int64_t i, int64_t rows) const {
+    const int64_t size = size_of(c.out_type);
+    for (int64_t r = 0; r < rows; ++r) {
+      const char* to = static_cast<const char*>(c.out) + ((b.row + i + r) * c.n + b.column) * size;
+      for (int64_t at = 0; at < b.columns * size; at += kLineBytes) __builtin_prefetch(to + at, 1);
+    }
   }
 
   // Rows [i, i + rows) of the block, whose sums over a group of K are whole.
@@ -234,10 +263,12 @@ struct IntegerProduct {
     const int64_t offset = b.column % kBlockRows;
     const uint32_t* sums = s.sums + i * kPanel + offset;
     const Block part = {b.row + i, rows, b.column, b.columns, b.group};
+    const bool totals = has_totals(c);
     const auto whole = [&](int64_t r, int64_t j) {
-      const uint32_t total =
-          has_totals(c) ? uint32_t(totals_of(c, const_cast<uint8_t*>(x) + (i + r) * plan.stride)[scale_group]) : 0;
-      return corrected_sums(sums + r * kPanel + j, columns, j, total);
+      const uint32_t* from = sums + r * kPanel + j;
+      if (!totals) return I32(load_bits<U32>(from) - load_bits<U32>(columns.sums + j));
+      const int32_t* of_row = totals_of(c, const_cast<uint8_t*>(x) + (i + r) * plan.stride);
+      return corrected_sums(from, columns, j, uint32_t(of_row[scale_group]));
     };
     if (c.out_type == Stored::i32) {
       for (int64_t r = 0; r < rows; ++r)
@@ -248,10 +279,9 @@ struct IntegerProduct {
         }
       return;
     }
-    float* y = s.y + (c.scale_groups > 1 ? i * kPanel : 0);
-    fold(c, part, columns, [&](int64_t r, int64_t j) { return __builtin_convertvector(whole(r, j), F32); },
-         scale_group == 0, y);
-    if (scale_group + 1 == c.scale_groups) finish(c, part, columns, y);
+    fold(
+        c, part, columns, scale_group, [&](int64_t r, int64_t j) { return __builtin_convertvector(whole(r, j), F32); },
+        s.y + i * kPanel);
   }
 
   // `x`: the block's packed rows.
@@ -265,13 +295,12 @@ struct IntegerProduct {
       return;
     }
     const int32_t x_zero = c.x_zero + x_shift(c, plan);
-    const bool aligned = c.group_size % kBlockDepth == 0 || c.scale_groups == 1;
     for (int64_t g = 0; g < c.scale_groups; ++g) {
       const int64_t begin = g * c.group_size, end = least(begin + c.group_size, c.k);
       if (c.out_type != Stored::i32) columns.set_scale(c, b, g);
       columns.set_zeros(c, b, g, block_middle(c.bits), x_zero);
 #if defined(__AVX512VNNI__)
-      if (!plan.tiles && aligned && b.rows <= DotProducts::kFewRows) {
+      if (!plan.tiles && whole_tiles(c) && b.rows <= DotProducts::kFewRows) {
         Lines w = {};
         const int64_t block = b.column / kBlockRows, last = (b.column + b.columns - 1) / kBlockRows;
         for (int j = 0; j < kPanelBlocks && block + j <= last; ++j)
@@ -282,19 +311,20 @@ struct IntegerProduct {
         continue;
       }
 #endif
-      // Without unpacking, and for rows that are taken together, a step is all there is.
-      const int64_t step = c.bits == 8 && b.rows <= kRowsTogether && aligned ? end - begin : kStep;
+      const int64_t step = c.bits == 8 ? kWholeStep : kStep;
       for (int64_t first = begin; first < end; first += step) {
         const int64_t count = least(step, end - first);
         const Lines w = lines_of(c, b, first, count, s.panel);
+        Ahead ahead = ahead_of(c, b, first, count, (b.rows + kRowsTogether - 1) / kRowsTogether);
         const uint8_t* at = x + first * Sums::kElement;
         if (first + count < end) {
-          multiply(at, b.rows, w, count, first == begin, s.sums);
+          multiply(at, b.rows, w, count, first == begin, s.sums, ahead);
           continue;
         }
         for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
           const int64_t rows = least(kRowsTogether, b.rows - i);
-          multiply(at + i * plan.stride, rows, w, count, first == begin, s.sums + i * kPanel);
+          if (end == c.k) expect(b, i, rows);
+          multiply(at + i * plan.stride, rows, w, count, first == begin, s.sums + i * kPanel, ahead);
           settle(b, x, i, rows, g);
         }
       }
@@ -340,10 +370,10 @@ struct FloatProduct {
       }
       for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
         const Block part = {b.row + i, least(kRowsTogether, b.rows - i), b.column, b.columns, b.group};
-        float* y = s.y + (c.scale_groups > 1 ? i * kPanel : 0);
-        fold(c, part, columns,
-             [&](int64_t r, int64_t j) { return load_bits<F32>(sums + (i + r) * kPanel + offset + j); }, g == 0, y);
-        if (g + 1 == c.scale_groups) finish(c, part, columns, y);
+        fold(
+            c, part, columns, g,
+            [&](int64_t r, int64_t j) { return load_bits<F32>(sums + (i + r) * kPanel + offset + j); },
+            s.y + i * kPanel);
       }
     }
   }
@@ -361,7 +391,6 @@ struct Depthwise {
     Wide weight[kTaps * kColumns];
     Wide x[kColumns];
     Wide sums[kDepthwiseRows * kColumns];
-    float y[kDepthwiseRows * kColumns];
     Columns<kColumns> columns;
     int32_t channel[kColumns];  // of the input, from the block's first one
   };
@@ -429,8 +458,7 @@ struct Depthwise {
       return;
     }
     s.columns.set_scale(c, b, 0);
-    fold(c, b, s.columns, [&](int64_t i, int64_t j) { return number(s.sums + i * kColumns + j); }, true, s.y);
-    finish(c, b, s.columns, s.y);
+    fold(c, b, s.columns, 0, [&](int64_t i, int64_t j) { return number(s.sums + i * kColumns + j); }, nullptr);
   }
 };
 
@@ -468,7 +496,7 @@ GemmPlan plan_of(const GemmCall& c) {
   bytes = multiple(bytes, kLineBytes);
   p.stride = bytes / kLineBytes % 2 == 0 ? bytes + kLineBytes : bytes;
 #if defined(__AMX_INT8__)
-  p.tiles = c.integer() && c.m > DotProducts::kFewRows && (c.group_size % kBlockDepth == 0 || c.scale_groups == 1);
+  p.tiles = c.integer() && c.m > DotProducts::kFewRows && whole_tiles(c);
 #endif
   const int64_t most = multiple(c.m, kRowsTogether);
   p.shared = p.groups == 1 && (!c.convolution || most <= kSharedBytes / p.stride);

@@ -1,4 +1,5 @@
-// One call of the integer engine, and what makes codes and packed weights, as raw pointers and sizes, and their CPU loops.
+// One call of the integer engine, and what makes codes and packed weights, as raw pointers and sizes, and their CPU
+// loops.
 #pragma once
 
 #include "../methods/gemm.h"
@@ -21,6 +22,10 @@ struct PackCall {
   const uint8_t* rows;
   uint8_t* blocks;
 };
+
+FASTQ_HD constexpr int64_t size_of(Stored type) {
+  return is_code(type) ? 1 : type == Stored::bf16 || type == Stored::f16 ? 2 : 4;
+}
 
 // A convolution's x is [batch, height, width, groups * channels] in memory, its output [batch, oh, ow, n]. What is to
 // the left of and above the image are zeros; so is what is beyond it.

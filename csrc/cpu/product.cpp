@@ -81,9 +81,8 @@ void run_product(const GemmCall& c, const ParallelFor& parallel) {
     plan.first_row = task * plan.rows;
     const int64_t rows = std::min(tasks * plan.rows, c.m - plan.first_row);
     uint8_t* packed = of_call.of(tasks * plan.rows * plan.stride);
-    over(rows, plan.stride, kPackGrain, parallel, [&](int64_t begin, int64_t end) {
-      k.pack(c, plan, packed, plan.first_row + begin, plan.first_row + end);
-    });
+    over(rows, plan.stride, kPackGrain, parallel,
+         [&](int64_t begin, int64_t end) { k.pack(c, plan, packed, plan.first_row + begin, plan.first_row + end); });
     run(task * plan.column_tasks, tasks * plan.column_tasks, packed);
   }
 }

@@ -28,6 +28,12 @@ struct Lines {
   const uint8_t* block[kPanelBlocks];
 };
 
+// Weights that are wanted next, and how many lines of each block to fetch with every tile of K.
+struct Ahead {
+  const uint8_t* block[kPanelBlocks];
+  int64_t lines, done;
+};
+
 #if defined(__AVX512VNNI__)
 
 // One of the factors has no sign: 8-bit weights have one, so x is made unsigned; other weights have none, and x is
@@ -187,8 +193,7 @@ struct Pairs {
                             uint32_t* sums) {
     U32 sum[kR][kVectors];
     for (int i = 0; i < kR; ++i)
-      for (int j = 0; j < kVectors; ++j)
-        sum[i][j] = fresh ? U32{} : load_bits<U32>(sums + i * kPanel + j * kWidth);
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = fresh ? U32{} : load_bits<U32>(sums + i * kPanel + j * kWidth);
     for (int64_t line = 0; line < lines; ++line)
       for (int j = 0; j < kVectors; ++j) {
         const U16Whole bytes = load_bits<U16Whole>(w + line * kLineBytes + j * FASTQ_VECTOR_BYTES);
@@ -211,8 +216,7 @@ struct Pairs {
     for (int j = 0; j < kPanelBlocks && w.block[j] != nullptr; ++j) {
       int64_t i = 0;
       uint32_t* to = sums + j * kBlockRows;
-      for (; i + 4 <= m; i += 4)
-        tile<kSigned, 4>(x + i * stride, stride, w.block[j], lines, fresh, to + i * kPanel);
+      for (; i + 4 <= m; i += 4) tile<kSigned, 4>(x + i * stride, stride, w.block[j], lines, fresh, to + i * kPanel);
       for (; i < m; ++i) tile<kSigned, 1>(x + i * stride, stride, w.block[j], lines, fresh, to + i * kPanel);
     }
   }
@@ -277,8 +281,8 @@ struct Tiles {
 
   // Up to 32 rows, of which whole tiles are read.
   template <bool kSigned, bool kRows, bool kColumns>
-  FASTQ_HD static void tile(const uint8_t* x, int64_t stride, const Lines& w, int64_t depth, bool fresh,
-                            uint32_t* sums) {
+  FASTQ_HD static void tile(const uint8_t* x, int64_t stride, const Lines& w, int64_t depth, bool fresh, uint32_t* sums,
+                            Ahead& ahead) {
     constexpr int64_t kBytes = kPanel * 4;
     uint32_t* lower = sums + kTileRows * kPanel;
     if (fresh) {
@@ -292,11 +296,18 @@ struct Tiles {
       if (kRows) _tile_loadd(2, lower, kBytes);
       if (kRows && kColumns) _tile_loadd(3, lower + kBlockRows, kBytes);
     }
+    const uint8_t* const next[] = {ahead.block[0], ahead.block[1]};
+    const int64_t lines = ahead.lines;
+    int64_t at = ahead.done;
+    ahead.done += depth * lines * kLineBytes;
     for (int64_t t = 0; t < depth; ++t) {
       _tile_loadd(6, w.block[0] + t * kTileSize, kLineBytes);
       _tile_loadd(4, x + t * kBlockDepth, stride);
       if (kColumns) _tile_loadd(7, w.block[1] + t * kTileSize, kLineBytes);
       if (kRows) _tile_loadd(5, x + kTileRows * stride + t * kBlockDepth, stride);
+      for (int64_t i = 0; i < lines; ++i, at += kLineBytes)
+        for (int j = 0; j < (kColumns ? 2 : 1); ++j)
+          _mm_prefetch(reinterpret_cast<const char*>(next[j] + at), _MM_HINT_T0);
       four<kSigned>(kRows, kColumns);
     }
     _tile_stored(0, sums, kBytes);
@@ -307,23 +318,23 @@ struct Tiles {
 
   template <bool kSigned, bool kColumns>
   static void rows(const uint8_t* x, int64_t stride, int64_t m, const Lines& w, int64_t depth, bool fresh,
-                   uint32_t* sums) {
+                   uint32_t* sums, Ahead& ahead) {
     for (int64_t i = 0; i < m; i += 2 * kTileRows)
       if (m - i > kTileRows)
-        tile<kSigned, true, kColumns>(x + i * stride, stride, w, depth, fresh, sums + i * kPanel);
+        tile<kSigned, true, kColumns>(x + i * stride, stride, w, depth, fresh, sums + i * kPanel, ahead);
       else
-        tile<kSigned, false, kColumns>(x + i * stride, stride, w, depth, fresh, sums + i * kPanel);
+        tile<kSigned, false, kColumns>(x + i * stride, stride, w, depth, fresh, sums + i * kPanel, ahead);
   }
 
   // `depth` tiles of K.
   static void multiply(int bits, const uint8_t* x, int64_t stride, int64_t m, const Lines& w, int64_t depth, bool fresh,
-                       uint32_t* sums) {
+                       uint32_t* sums, Ahead& ahead) {
     const bool two = w.block[1] != nullptr;
     if (bits == 8)
-      return two ? rows<true, true>(x, stride, m, w, depth, fresh, sums)
-                 : rows<true, false>(x, stride, m, w, depth, fresh, sums);
-    return two ? rows<false, true>(x, stride, m, w, depth, fresh, sums)
-               : rows<false, false>(x, stride, m, w, depth, fresh, sums);
+      return two ? rows<true, true>(x, stride, m, w, depth, fresh, sums, ahead)
+                 : rows<true, false>(x, stride, m, w, depth, fresh, sums, ahead);
+    return two ? rows<false, true>(x, stride, m, w, depth, fresh, sums, ahead)
+               : rows<false, false>(x, stride, m, w, depth, fresh, sums, ahead);
   }
 };
 

@@ -19,6 +19,7 @@ from .layers import (
     WeightOnlyLayer,
     WeightOnlyLinear,
 )
+from .onnx import export_onnx
 from .storage import FormatError, load, save
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "WeightOnlyLinear",
     "compare",
     "convert",
+    "export_onnx",
     "fusion_of",
     "load",
     "save",

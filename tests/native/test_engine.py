@@ -246,14 +246,14 @@ def test_every_instruction_set(level: str) -> None:
 
 # What stands between a caller of the operators and foreign memory: each row changes one argument of a call that works.
 LINEAR = {
-    "x": torch.ones(3, 40, dtype=I8), "weight": torch.zeros(5, 20, dtype=torch.uint8), "weight_scale": torch.ones(5),
+    "x": torch.ones(3, 40, dtype=I8), "weight": torch.zeros(1, 512, dtype=torch.uint8), "weight_scale": torch.ones(5),
     "weight_zero": None, "weight_sums": torch.zeros(5, dtype=torch.int32), "form": [5, 40, 4, 0], "x_scale": None,
     "x_zero_point": 0, "bias": None, "multiplier": None, "addend": None, "residual": None, "activation": 0,
     "out_dtype": torch.float32, "out_scale": None, "out_codes": [0, 0, 0],
 }  # fmt: skip
 CONVOLUTION = {
     **LINEAR, "x": torch.ones(2, 4, 6, 7, dtype=I8).contiguous(memory_format=torch.channels_last),
-    "weight": torch.zeros(6, 9, dtype=torch.uint8), "weight_scale": torch.ones(6), "form": [6, 18, 4, 0],
+    "weight": torch.zeros(1, 512, dtype=torch.uint8), "weight_scale": torch.ones(6), "form": [6, 18, 4, 0],
     "weight_sums": torch.zeros(6, dtype=torch.int32), "window": [2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 2],
 }  # fmt: skip
 
@@ -263,12 +263,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"form": [5, -1, 4, 0]}, "form must have n and k from 0"),
     ({"form": [5, 2**40, 4, 0]}, "form must have n and k from 0"),
     ({"form": [5, 40, 4, 24]}, "a multiple of 16 as group_size"),
-    ({"form": [5, 40, 8, 0]}, r"weight must have shape \(5, 40\) for 5 rows of 40 fields of 8 bits, got \(5, 20\)"),
-    ({"form": [6, 40, 4, 0]}, r"weight must have shape \(6, 20\)"),
-    ({"form": [5, 42, 4, 0]}, r"weight must have shape \(5, 21\)"),
+    ({"form": [5, 40, 8, 0]}, r"weight must have shape \(1, 1024\) for 5 rows of 40 fields of 8 bits, got \(1, 512\)"),
+    ({"form": [17, 40, 4, 0]}, r"weight must have shape \(2, 512\)"),
+    ({"form": [5, 65, 4, 0]}, r"weight must have shape \(1, 1024\)"),
     ({"form": [5, 40, 4, 16]}, "weight_scale must have 15 elements, got"),
-    ({"weight": torch.zeros(5, 40, dtype=torch.uint8)[:, ::2]}, "weight must be contiguous"),
-    ({"weight": torch.zeros(5, 20, dtype=I8)}, "weight must be Byte"),
+    ({"weight": torch.zeros(1, 1024, dtype=torch.uint8)[:, ::2]}, "weight must be contiguous"),
+    ({"weight": torch.zeros(1, 512, dtype=I8)}, "weight must be Byte"),
     ({"weight_scale": torch.ones(4)}, "weight_scale must have 5 elements or one"),
     ({"weight_scale": torch.ones(5, dtype=torch.float64)}, "weight_scale must be Float"),
     ({"weight_zero": torch.zeros(1, dtype=torch.int32)}, "weight_zero must have 5 elements"),
@@ -325,7 +325,7 @@ REFUSED_WINDOWS: list[tuple[dict[str, Any], str]] = [
     ({"x": torch.ones(2, 4, 6, dtype=I8)}, r"x must have shape \(B, C, H, W\)"),
     ({"x_scale": torch.ones(84)}, "x_scale must have 1 elements"),
     ({"residual": torch.ones(2, 6, 6, 7)}, "residual must be contiguous, with the channels last"),
-    ({"weight": torch.zeros(5, 9, dtype=torch.uint8), "form": [5, 18, 4, 0], "weight_scale": torch.ones(1),
+    ({"form": [5, 18, 4, 0], "weight_scale": torch.ones(1),
       "weight_sums": torch.zeros(5, dtype=torch.int32)}, "n divided by the 2 groups"),
 ]  # fmt: skip
 
