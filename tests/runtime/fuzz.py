@@ -91,7 +91,7 @@ def changed(draw: random.Random, value: Any, times: int) -> Any:
         elif kind == 1:
             holder[key] = copy.deepcopy(other[of_other])
         elif kind == 2:
-            holder[key] = draw.choice(OTHERS)
+            holder[key] = copy.deepcopy(draw.choice(OTHERS))
         elif kind == 3 and isinstance(old, list) and old:
             holder[key] = old * 2 if draw.random() < 0.5 else old[:-1]
         elif type(old) is int and kind < 6:
