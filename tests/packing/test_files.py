@@ -219,10 +219,11 @@ def test_what_a_file_says(saved):
     assert (said.pop("version"), len(said.pop("checksum")), said.pop("tensors")) == (1, 64, 3) and said == header
 
 
-def file_of(entries, body, key=packing.FILE, **said):
-    """The bytes of a file with safetensors' header as given, and a checksum that holds."""
-    header = {"version": packing.FILE_VERSION, "checksum": "0" * 64, "tensors": len(entries)} | said
-    text = json.dumps({"__metadata__": {key: json.dumps(header, separators=(",", ":"))}} | entries).encode()
+def file_of(entries, body, old=b"", new=b""):
+    """The bytes of a file with safetensors' header as given, in which ``new`` stands for ``old``, and a checksum that holds."""
+    header = {"version": packing.FILE_VERSION, "checksum": "0" * 64, "tensors": len(entries)}
+    text = json.dumps({"__metadata__": {packing.FILE: json.dumps(header, separators=(",", ":"))}} | entries).encode()
+    text = text.replace(old, new, 1)
     data = len(text).to_bytes(8, "little") + text + body
     return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)
 
@@ -265,10 +266,14 @@ def test_what_safetensors_may_not_hold(entries, message):
 
 
 def test_a_name_that_occurs_twice_and_other_json():
-    good = file_of({"a": entry(shape=(8,), offsets=(0, 8))}, bytes(8))
-    assert container.read_arrays(good, packing.FILE, (1,), "weight")[1]["a"].array.tolist() == [0] * 8
+    entries = {"a": entry(shape=(8,), offsets=(0, 8))}
+    read = container.read_arrays(file_of(entries, bytes(8)), packing.FILE, (1,), "weight")
+    assert read[1]["a"].array.tolist() == [0] * 8
+    for twice in ((b'"a": {', b'"a": 1, "a": {'), (b'{\\"version', b'{\\"tensors\\":1,\\"version')):
+        with pytest.raises(FormatError, match="is no fastq weight"):
+            container.read_arrays(file_of(entries, bytes(8), *twice), packing.FILE, (1,), "weight")
     for text in (
-        b'{"a":1,"a":2}', b'{"__metadata__":{"fastq_weight":"{\\"version\\":1,\\"version\\":1}"}}', b"[" * 100_000, b"[]", b"{}",
+        b"[" * 100_000, b"[]", b"{}", b'{"__metadata__":{}}',
         b'{"__metadata__":{"fastq_weight":7}}', b'{"__metadata__":[]}', b'{"a":' + b"9" * 5000 + b"}",
         b'{"a":NaN}', "{}".encode("utf-16"),
     ):  # fmt: skip

@@ -122,7 +122,9 @@ def broken_bytes(draw: random.Random, data: bytes) -> bytes:
             source = draw.randrange(len(out))
             out[at : at + length] = out[source : source + length]
         else:
-            out[:8] = draw.choice((0, 1, 2, len(out) - 8, len(out) - 7, len(out), 2**31, 2**63, 2**64 - 1)).to_bytes(8, "little")
+            out[:8] = draw.choice(
+                (0, 1, 2, max(len(out) - 8, 0), max(len(out) - 7, 0), len(out), 2**31, 2**63, 2**64 - 1)
+            ).to_bytes(8, "little")
     return bytes(out)
 
 
