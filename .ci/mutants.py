@@ -1331,7 +1331,7 @@ MUTANTS = [
             f"{PACKED}::test_a_convolution_has_its_channels_last", "a kernel meets the channels last",
         ),
         (
-            "packing-file-padding", "if not torch.equal(packed.data, data):", "if packed.data.shape != data.shape:",
+            "packing-file-padding", "if not torch.equal(packed.canonical().data, data):", "if packed.canonical().data.shape != data.shape:",
             f"{FILES}::test_a_header_that_lies", "a row that is said to be shorter than it is leaves bits",
         ),
     ),
@@ -1368,6 +1368,36 @@ MUTANTS = [
         (
             "container-tensors", "if version not in uncounted and", "if version in uncounted and",
             f"{FILES}::test_a_tensor_that_could_be_done_without_is_missed", "a zero-point that is missing is not 0",
+        ),
+        (
+            "container-overlap", "if first != end or last - first !=", "if last - first !=",
+            f"{FILES}::test_what_safetensors_may_not_hold", "no two tensors share bytes",
+        ),
+        (
+            "container-trailing", "if end != len(data) - start:", "if end > len(data) - start:",
+            f"{FILES}::test_what_safetensors_may_not_hold", "nothing hides behind the tensors",
+        ),
+        (
+            "container-twice", "object_pairs_hook=_once", "object_pairs_hook=dict",
+            f"{FILES}::test_a_name_that_occurs_twice_and_other_json", "two readers may take one of two values each",
+        ),
+    ),
+    *mutants(
+        "fastq/runtime.py",
+        (
+            "runtime-grid", "if self.grids[given] != (low, high, x_scale.tobytes()):", "if False:",
+            "tests/deploy/test_program.py::test_a_file_that_lies_is_refused", "codes are made for one grid",
+        ),
+        (
+            "runtime-zero-point", "stored = (zero - middle).astype(np.int32)", "stored = zero",
+            "tests/deploy/test_program.py::test_granularities_zero_points_and_layers_without_codes", "fields have their sign",
+        ),
+    ),
+    *mutants(
+        "fastq/deploy/program.py",
+        (
+            "program-in-place", "raise NoProgram(f\"{name} changes in place what others use too, or may\")", "return",
+            "tests/deploy/test_program.py::test_what_has_no_program_says_why", "a sum of a value and what became of it",
         ),
     ),
     *mutants(

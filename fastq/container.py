@@ -15,7 +15,6 @@ import math
 import os
 import re
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -56,6 +55,8 @@ def write(path: str | os.PathLike[str], key: str, version: int, header: dict[str
 
     An interrupted write leaves no half file. Raises ``OSError`` if the file cannot be written.
     """
+    from pathlib import Path  # here: reading, of which a process that starts has to wait for all imports, does without
+
     import safetensors.torch
 
     header = {"version": version, "checksum": "0" * 64, "tensors": len(tensors), **header}
@@ -74,6 +75,11 @@ def write(path: str | os.PathLike[str], key: str, version: int, header: dict[str
 def name_of(source: str | os.PathLike[str] | bytes) -> str:
     """Of a file's path or bytes, for messages."""
     return "the data" if isinstance(source, bytes) else os.fspath(source)
+
+
+def _bytes_of(path: str | os.PathLike[str]) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def read_arrays(
     Raises ``FormatError`` if the file is anything else, ``OSError`` if it cannot be read.
     """
     name = name_of(source)
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    data = source if isinstance(source, bytes) else _bytes_of(source)
     if len(data) < 8 or not 2 <= (size := struct.unpack("<Q", data[:8])[0]) <= min(len(data) - 8, MOST_HEADER):
         raise FormatError(f"load: {name} is truncated or no safetensors file")
     try:

@@ -552,7 +552,7 @@ def _from_parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Pac
             raise ValueError(f"{name} has the shape {tuple(t.shape)}")
     raw = PackedWeight(data, scale, None, tuple(shape), bits, signed, None, "rows", data.new_zeros(0))
     packed = pack(raw.unpack(), bits, scale=scale, zero_point=zero, group_size=group_size)
-    if not torch.equal(packed.data, data):
+    if not torch.equal(packed.canonical().data, data):
         raise ValueError("the bits that pad its rows are not 0")
     if packed.granularity != header["granularity"]:
         raise ValueError(f"it is quantized per {packed.granularity}, not {header['granularity']!r:.60}")

@@ -13,6 +13,7 @@ depends on the number of threads; here it does not.
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -22,7 +23,7 @@ from . import container
 from .container import FormatError, Stored
 
 try:
-    from . import _runtime
+    _runtime: Any = importlib.import_module("fastq._runtime")
 except ImportError as error:
     raise ImportError(
         f"fastq.runtime needs the native module fastq._runtime, which is not there ({error}); install fastq with a C++ compiler "

@@ -1,5 +1,6 @@
 """A packed weight's file has the size its bits say, gives the weight again, and is refused as a whole when it is anything else."""
 
+import hashlib
 import json
 import re
 
@@ -216,3 +217,78 @@ def test_what_a_file_says(saved):
         said = json.loads(file.metadata()["fastq_weight"])
         assert sorted(file.keys()) == sorted(tensors) and all(torch.equal(file.get_tensor(name), t) for name, t in tensors.items())
     assert (said.pop("version"), len(said.pop("checksum")), said.pop("tensors")) == (1, 64, 3) and said == header
+
+
+def file_of(entries, body, key=packing.FILE, **said):
+    """The bytes of a file with safetensors' header as given, and a checksum that holds."""
+    header = {"version": packing.FILE_VERSION, "checksum": "0" * 64, "tensors": len(entries)} | said
+    text = json.dumps({"__metadata__": {key: json.dumps(header, separators=(",", ":"))}} | entries).encode()
+    data = len(text).to_bytes(8, "little") + text + body
+    return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def entry(dtype="U8", shape=(4,), offsets=(0, 4), **more):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets} | more
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"a": entry(offsets=(1, 5))}, "does not fill the bytes 1 to 5"),
+        ({"a": entry(offsets=(0, 5))}, "does not fill the bytes 0 to 5"),
+        ({"a": entry(shape=(5,), offsets=(0, 5)), "b": entry(offsets=(4, 8))}, "does not fill the bytes 4 to 8"),
+        ({"a": entry(), "b": entry()}, "does not fill the bytes 0 to 4"),
+        ({"a": entry(), "b": entry(offsets=(5, 9))}, "does not fill the bytes 5 to 9"),
+        ({"a": entry()}, "4 bytes belong to no tensor"),
+        ({"a": entry(shape=(9,), offsets=(0, 9))}, "ends at byte 9 of 8"),
+        ({"a": entry(offsets=(4, 0))}, "does not fill the bytes 4 to 0"),
+        ({"a": entry("F32", (2**62, 4))}, "does not fill the bytes"),
+        ({"a": entry("F32", (0, 2**62, 2**62), (0, 0)), "b": entry(shape=(8,), offsets=(0, 8))}, ""),
+        ({"a": entry(shape=(-4,))}, r"has the shape \[-4\]"),
+        ({"a": entry(shape=(4.0,))}, r"has the shape \[4.0\]"),
+        ({"a": entry(shape=(True, 4))}, r"has the shape \[True, 4\]"),
+        ({"a": entry(shape=4)}, "has the shape 4"),
+        ({"a": entry(shape=(1,) * 65 + (4,))}, "2 offsets and 66 axes"),
+        ({"a": entry(offsets=(0, 2, 4))}, "3 offsets and 1 axes"),
+        ({"a": entry(offsets=(0, 10**30))}, "has the data_offsets"),
+        ({"a": entry("I128")}, "has the unknown dtype 'I128'"),
+        ({"a": entry(["U8"])}, r"has the unknown dtype \['U8'\]"),
+        ({"a": entry(more=1)}, "does not have dtype, shape and data_offsets"),
+        ({"a": [1]}, "does not have dtype, shape and data_offsets"),
+        ({"a": entry("BOOL", (8,), (0, 8))}, "holds other numbers than 0 and 1"),
+    ],
+)
+def test_what_safetensors_may_not_hold(entries, message):
+    """Read without its library: whatever a header says, no byte is read that is not the tensor's."""
+    with pytest.raises(FormatError, match=f"^load: the data is no valid safetensors file: .*{message}"):
+        load(file_of(entries, bytes(range(8))))
+
+
+def test_a_name_that_occurs_twice_and_other_json():
+    good = file_of({"a": entry(shape=(8,), offsets=(0, 8))}, bytes(8))
+    assert container.read_arrays(good, packing.FILE, (1,), "weight")[1]["a"].array.tolist() == [0] * 8
+    for text in (
+        b'{"a":1,"a":2}', b'{"__metadata__":{"fastq_weight":"{\\"version\\":1,\\"version\\":1}"}}', b"[" * 100_000, b"[]", b"{}",
+        b'{"__metadata__":{"fastq_weight":7}}', b'{"__metadata__":[]}', b'{"a":' + b"9" * 5000 + b"}",
+        b'{"a":NaN}', "{}".encode("utf-16"),
+    ):  # fmt: skip
+        with pytest.raises(FormatError, match="is no fastq weight"):
+            container.read_arrays(len(text).to_bytes(8, "little") + text, packing.FILE, (1,), "weight")
+
+
+def test_every_dtype_is_read_as_the_library_reads_it(tmp_path):
+    """Those that NumPy has not as well, and tensors without elements or axes."""
+    tensors = {}
+    for dtype in safetensors.torch._TYPES.values():
+        values = torch.arange(6, device="cpu") % 2 if dtype == torch.bool else torch.arange(6, device="cpu")
+        tensors |= {f"{dtype}": values.to(dtype).reshape(2, 3), f"{dtype} none": torch.empty((0, 5), dtype=dtype, device="cpu")}
+        tensors[f"{dtype} one"] = torch.ones((), device="cpu").to(dtype)
+    container.write(tmp_path / "all", "x", 1, {}, tensors)
+    read, arrays = (f(tmp_path / "all", "x", (1,), "file")[1] for f in (container.read, container.read_arrays))
+    library = safetensors.torch.load_file(tmp_path / "all")
+    assert set(read) == set(arrays) == set(library) == set(tensors)
+    for name, t in library.items():
+        assert read[name].dtype == t.dtype and read[name].shape == t.shape == arrays[name].array.shape
+        assert read[name].reshape(-1).view(torch.uint8).tolist() == t.reshape(-1).view(torch.uint8).tolist()
+        assert arrays[name].array.tobytes() == bytes(t.reshape(-1).view(torch.uint8).tolist())
+        assert f"torch.{arrays[name].dtype}" == str(t.dtype) and not arrays[name].array.flags.writeable

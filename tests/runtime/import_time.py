@@ -1,28 +1,34 @@
-"""How long ``import fastq.runtime`` takes in a fresh process, NumPy included. Fails where the processor works on it for 150 ms or
-more, or where torch is imported; the time on the clock, which other processes lengthen, is printed beside it."""
+"""How long ``import fastq.runtime`` takes in a fresh process, NumPy included; fails where that is 150 ms, or torch comes with it.
+
+What is limited is the least of several runs in time of the processor: other processes on the machine only add to it. The clock's
+median is printed beside it.
+"""
 
 import statistics
 import subprocess
 import sys
 
-LIMIT, RUNS = 150, 9
+LIMIT, RUNS = 150, 12
 SCRIPT = """
 import sys, time
-start = time.perf_counter(), time.process_time()
+times = [(time.perf_counter(), time.process_time())]
+import numpy
+times.append((time.perf_counter(), time.process_time()))
 import fastq.runtime
-print(*(1000 * (end - begin) for begin, end in zip(start, (time.perf_counter(), time.process_time()))))
+times.append((time.perf_counter(), time.process_time()))
+print(*(1000 * (times[-1][i] - times[j][i]) for i, j in ((0, 0), (1, 0), (1, 1))))
 assert "torch" not in sys.modules
 """
 
 
 def main() -> int:
     runs = [subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True) for _ in range(RUNS)]
-    times = [tuple(map(float, run.stdout.split())) for run in runs[1:]]  # the first one reads the files
-    clock, processor = (statistics.median(column) for column in zip(*times, strict=True))
+    clock, processor, own = zip(*(map(float, run.stdout.split()) for run in runs), strict=True)
     print(
-        f"import fastq.runtime: {clock:.0f} ms, {processor:.0f} ms of the processor; medians of {len(times)}, the limit is {LIMIT}"
+        f"import fastq.runtime: {statistics.median(clock):.0f} ms on the clock (median of {RUNS}), of the processor "
+        f"{min(processor):.0f} ms (the least), {min(own):.0f} of them without NumPy; the limit is {LIMIT}"
     )
-    return int(processor >= LIMIT)
+    return int(min(processor) >= LIMIT)
 
 
 if __name__ == "__main__":
