@@ -330,7 +330,10 @@ def test_table_notes_and_plot_say_what_was_measured(tmp_path: Path, capsys: pyte
     assert "250 (0.25 torch-bf16)" in capsys.readouterr().out
     on_gpu = integer([{**row, "device": "cuda"} for row in sample()], "cuda", H200)
     assert "| W4A8 4096x4096 | 250 (0.25 torch-bf16) | 5000 |" in report.block(on_gpu)
-    for drawn in (integer(sample(), roofs=ROOFS), on_gpu):
+    every = [
+        product(k, "4096x4096", 1, peer.name, 9.0) for k in KINDS if "conv" not in k for peer in peers.candidates(KINDS[k], "cpu")
+    ]
+    for drawn in (integer([*sample(), *every], roofs=ROOFS), on_gpu):
         assert picture.plot(drawn, tmp_path / "plot.png") and (tmp_path / "plot.png").stat().st_size > 5000
     assert not picture.plot(integer([]), tmp_path / "none.png")
 
