@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ DATASHEET = {"H200": 1979e12, "H100": 1979e12, "A100": 624e12}
 #: Of the peers; fastq is blue.
 PALETTE = (
     "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:olive", "tab:cyan", "gold",
-    "teal", "magenta",
+    "teal", "magenta", "tan", "lime",
 )  # fmt: skip
 #: Of our kinds on a CPU.
 BLUES = {"W8A8": "navy", "W4A8": "royalblue", "W4A16": "deepskyblue"}
@@ -99,7 +100,7 @@ def _on_gpu(result: dict[str, Any], pyplot: Any, plain: Any) -> Any:
     kinds = [kind for kind in KINDS.values() if not kind.conv and any(key[:2] == (kind.name, name) for key in cells)]
     figure, axes = pyplot.subplots(2, 3, figsize=(19, 11), layout="constrained")
     peers = sorted({p for cell in cells.values() for p in cell if not p.startswith("fastq-")})
-    colors = dict(zip(peers, PALETTE, strict=False))
+    colors = dict(zip(peers, itertools.cycle(PALETTE), strict=False))
     for kind, axis in zip(kinds, axes.flat, strict=False):
         mine = {key[2]: cell for key, cell in cells.items() if key[:2] == (kind.name, name)}
         axis.set(xscale="log", yscale="log", xlabel="rows M", ylabel="TOPS", title=f"{kind.name}, {name}")
@@ -118,7 +119,7 @@ def _on_gpu(result: dict[str, Any], pyplot: Any, plain: Any) -> Any:
 
 
 def _times(axis: Any, result: dict[str, Any], name: str, colors: dict[str, str]) -> None:
-    """Of a layer: a thick line for each kind of ours, a thin one for each other; the axis begins a little below the least."""
+    """Of a layer: a thick line for each kind of ours, a thin one for each other."""
     cells = by_case(result["rows"])
     drawn: dict[str, dict[int, float]] = {}
     for (kind, of, m), cell in cells.items():
@@ -134,7 +135,6 @@ def _times(axis: Any, result: dict[str, Any], name: str, colors: dict[str, str])
         mine = label.removeprefix("fastq ")
         style = {"linewidth": 2.5, "color": BLUES[mine], "zorder": 5} if mine in BLUES else {"linewidth": 1, "color": colors[label]}
         axis.plot(*zip(*sorted(points.items()), strict=True), marker="o" if mine in BLUES else ".", label=label, **style)
-    axis.set_ylim(bottom=min(time for points in drawn.values() for time in points.values()) / 4)
 
 
 def _label(provider: str, kind: str) -> str:
@@ -143,7 +143,7 @@ def _label(provider: str, kind: str) -> str:
 
 
 def _floors(axis: Any, result: dict[str, Any], of: Layer, rows: list[int]) -> None:
-    """What reading the weights and the arithmetic take at least."""
+    """What reading the weights and the arithmetic take at least; of the latter no more than lies above everything else's least."""
     if "roofs" in result:
         for bits, style in ((8, "--"), (4, "-.")):
             for where, color in (("cache", "black"), ("memory", "gray")):
@@ -151,6 +151,9 @@ def _floors(axis: Any, result: dict[str, Any], of: Layer, rows: list[int]) -> No
                 times = [of.bytes_moved(m, KINDS[f"W{bits}A8"]) / speed * 1e6 for m in rows]
                 label = f"{bits}-bit weights from {'the ' * (where == 'cache')}{where}, {speed / 1e9:.0f} GB/s"
                 axis.plot(rows, times, color=color, linestyle=style, linewidth=1, label=label)
+    least = min((float(time) for line in axis.get_lines() for time in line.get_ydata()), default=None)
+    if least is not None:
+        axis.set_ylim(bottom=least / 1.5)
     speed, _ = int8_roof(result)
     if speed:
         times = [of.operations(m) / speed * 1e6 for m in rows]
@@ -166,7 +169,7 @@ def _on_cpu(result: dict[str, Any], pyplot: Any, plain: Any) -> Any:
     figure, axes = pyplot.subplots(1, len(names) + 1, figsize=(7 * (len(names) + 1), 8), layout="constrained", squeeze=False)
     others = dict.fromkeys(_label(p, kind) for (kind, *_), cell in cells.items() if kind in BLUES for p in cell if p != IN_8_BITS)
     others = [label for label in others if not label.startswith("fastq-")]
-    colors = dict(zip(others, PALETTE, strict=False))
+    colors = dict(zip(others, itertools.cycle(PALETTE), strict=False))
     for name, axis in zip(names, axes.flat, strict=False):
         of = layer(name)
         axis.set(xscale="log", yscale="log", xlabel="rows M", ylabel="microseconds", title=f"{name}: less is better")
@@ -179,7 +182,7 @@ def _on_cpu(result: dict[str, Any], pyplot: Any, plain: Any) -> Any:
         axis.yaxis.set_major_formatter(plain)
         axis.grid(alpha=0.3, which="major")
     peers = sorted({p for (kind, *_), cell in cells.items() if KINDS[kind].conv for p in cell if not p.startswith("fastq-")})
-    _convolutions(axes.flat[-1], cells, peers, {p: colors.get(p, PALETTE[-1 - i]) for i, p in enumerate(peers)})
+    _convolutions(axes.flat[-1], cells, peers, {p: colors.get(p, PALETTE[i % len(PALETTE)]) for i, p in enumerate(peers)})
     labelled = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=6, fontsize=9)
     return figure

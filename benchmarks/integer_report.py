@@ -258,7 +258,7 @@ def every_time(result: dict[str, Any]) -> str:
 def int8_roof(result: dict[str, Any]) -> tuple[float | None, str]:
     """The most int8 operations a second of anything in a CPU's run, and what did them."""
     speed: float | None = result["roofs"]["int8"] if "roofs" in result else None
-    what = "torch's int8 product of 1024^3"
+    what = "oneDNN's int8 product of 1024^3"
     for row in result["rows"]:
         codes = KINDS[row["kind"]].activation == 8 and not row["provider"].endswith(("16", "32"))  # bfloat16 and float32
         if row["status"] == "ok" and codes and (reached := (tops(row) or 0.0) * 1e12) > (speed or 0.0):

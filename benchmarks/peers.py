@@ -75,14 +75,16 @@ class Weights:
         """``x`` as what :attr:`Built.takes` says."""
         if isinstance(takes, torch.dtype):
             return self.as_numbers(x, takes)
+        if takes == "codes plus 128":
+            return (x ^ -128).view(torch.uint8)
         return (x ^ 128).view(torch.int8) if takes == "codes less 128" else x
 
 
 class Built(NamedTuple):
     """A function of the input; what it takes: ``"codes"`` (:meth:`Weights.inputs` as they are), ``"codes less 128"`` (int8 for
-    uint8, as fastq's networks hand them on), or a floating point dtype; and what it gives: ``"values"``, ``"sums"`` (int32
-    accumulators), ``"codes"`` (requantized to int8 around 0). ``own``: the weight that it really multiplies with, ``(N, K)``,
-    where it quantizes on a grid of its own."""
+    uint8, as fastq's networks hand them on), ``"codes plus 128"`` (uint8 for int8), or a floating point dtype; and what it gives:
+    ``"values"``, ``"sums"`` (int32 accumulators), ``"codes"`` (requantized to int8 around 0). ``own``: the weight that it really
+    multiplies with, ``(N, K)``, where it quantizes on a grid of its own."""
 
     run: Callable[[torch.Tensor], torch.Tensor]
     takes: torch.dtype | str = "codes"
@@ -93,7 +95,8 @@ class Built(NamedTuple):
 @dataclass(frozen=True)
 class Peer:
     """A provider that is not fastq. ``needs``: packages; ``note``: what a reader of its times must know; ``pool``: whose threads
-    it runs on; ``forced``: whether ``products.FORCED`` holds it to an instruction set."""
+    it runs on; ``forced``: whether it is measured
+    where kernels are held to an instruction set: it can be held, too (``forced.py``)."""
 
     name: str
     kinds: tuple[str, ...]
@@ -222,16 +225,16 @@ def _int8pack(weights: Weights) -> Built:
     return Built(lambda x: torch.ops.aten._weight_int8pack_mm(x, codes, scale), torch.bfloat16)
 
 
-def _onednn_linear(weights: Weights) -> Built:
+def _onednn_linear(weights: Weights, unsigned: bool = False) -> Built:
+    """``unsigned``: of codes around 128 and to float32, for which it has a fast product on every instruction set."""
     zeros = torch.zeros(weights.layer.n, dtype=torch.int32)
     data, scale = torch.ops.onednn.qlinear_prepack(weights.codes, None), weights.scale
+    zero, out = (128, torch.float32) if unsigned else (0, torch.bfloat16)
 
     def run(x: torch.Tensor) -> Any:
-        return torch.ops.onednn.qlinear_pointwise(
-            x, X_SCALE, 0, data, scale, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
-        )  # fmt: skip
+        return torch.ops.onednn.qlinear_pointwise(x, X_SCALE, zero, data, scale, zeros, None, 1.0, 0, out, "none", [], "")
 
-    return Built(run)
+    return Built(run, "codes plus 128" if unsigned else "codes")
 
 
 def _onednn_conv(weights: Weights) -> Built:
@@ -412,8 +415,11 @@ PEERS = (
     Peer("torch-fp16", _LINEAR, ("cuda",), functools.partial(_matmul, torch.float16)),
     Peer("torch-fp32", _LINEAR, ("cpu",), functools.partial(_matmul, torch.float32)),
     Peer("torch-int_mm", ("W8A8",), _BOTH, _int_mm, note="int32 sums, nothing scaled or rounded"),
-    Peer("onednn-int8", ("W8A8",), ("cpu",), _onednn_linear),
-    Peer("onednn-int8", ("W4A8", "W2A8"), ("cpu",), _onednn_linear, note=_HELD),
+    # Signed inputs have its reference alone, seconds a call, where AMX is not used.
+    Peer("onednn-int8", ("W8A8",), ("cpu",), _onednn_linear, forced=False),
+    Peer("onednn-int8", ("W4A8", "W2A8"), ("cpu",), _onednn_linear, note=_HELD, forced=False),
+    Peer("onednn-uint8", ("W8A8",), ("cpu",), functools.partial(_onednn_linear, unsigned=True)),
+    Peer("onednn-uint8", ("W4A8", "W2A8"), ("cpu",), functools.partial(_onednn_linear, unsigned=True), note=_HELD),
     Peer("torch-int4pack", ("W4A16",), _BOTH, _int4pack),
     Peer("torch-int8pack", ("W8A16",), _BOTH, _int8pack),
     Peer("torch-bf16", _CONV, _BOTH, functools.partial(_conv, torch.bfloat16), note="cuDNN or oneDNN, channels_last"),

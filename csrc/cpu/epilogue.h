@@ -130,14 +130,14 @@ struct Coder {
         high(highest),
         quick(of > 1e-30f && of < 1e30f) {}  // beyond, the inverse may have fewer bits
 
-  FASTQ_HD F32 code(F32 v) const {
-    if (quick) {
-      const F32 q = clip(v * inverse, low, high), rounded = round_clipped(q, float());
-      const F32 off = q - rounded, distance = select(off < 0.0f, -off, off);
-      if (!any(~(distance <= 0.5f - 0x1p-13f))) return rounded;
-    }
+  FASTQ_HD F32 code(F32 v) const { return quick ? quick_code(v) : code_of(v, scale, low, high); }
+  FASTQ_HD F32 quick_code(F32 v) const {
+    const F32 q = clip(v * inverse, low, high), rounded = round_clipped(q, float());
+    const I32 distance = I32(q - rounded) & 0x7fffffff;  // of bits: those of NaN are above all numbers'
+    if (__builtin_expect(!any(distance > kClose), 1)) return rounded;
     return code_of(v, scale, low, high);
   }
+  static constexpr int32_t kClose = 0x3effe000;  // of 0.5 - 2^-12
 };
 
 // From `+ bias` to the output, a vector at a time.
@@ -174,15 +174,98 @@ struct Output {
   }
 };
 
+// Sums of codes to codes, by columns: what belongs to a column stays in registers. What an epilogue lacks is made of
+// numbers that change no code: + 0, * 1, and the largest that a ReLU could leave out. `sums` [rows][kColumns] begins
+// with the block's first column; `total(i)` is a row's.
+template <bool kTotals, bool kResidual, int64_t kColumns, class Total>
+FASTQ_HD void codes_of_sums(const GemmCall& c, const Block& b, const Columns<kColumns>& of, const uint32_t* sums,
+                            const Total& total, const Coder& coder, int64_t j) {
+  const EpilogueParts parts = c.parts();
+  const F32 scale = load_bits<F32>(of.scale + j), zeros = {};
+  const F32 bias = parts.bias ? load_bits<F32>(of.bias + j) : zeros;
+  const F32 multiplier = parts.multiplier ? load_bits<F32>(of.multiplier + j) : splat<F32>(1.0f);
+  const F32 addend = parts.addend ? load_bits<F32>(of.addend + j) : zeros;
+  const F32 lowest = splat<F32>(parts.activation == Activation::relu ? 0.0f : -__builtin_inff());
+  const U32 zero = load_bits<U32>(of.zero + j), of_sums = load_bits<U32>(of.sums + j);
+  const F32 shared = scale * (c.x_scale == nullptr ? 1.0f : *c.x_scale);
+  for (int64_t i = 0; i < b.rows; ++i) {
+    const int64_t at = (b.row + i) * c.n + b.column + j;
+    U32 sum = load_bits<U32>(sums + i * kColumns + j) - of_sums;
+    if constexpr (kTotals) sum -= zero * total(i);
+    const F32 by = c.x_scale_step == 0 ? shared : scale * c.x_scale[b.row + i];
+    F32 v = (__builtin_convertvector(I32(sum), F32) * by + bias) * multiplier + addend;
+    if constexpr (kResidual)
+      each_float(c.residual_type, [&](auto s) {
+        using S = decltype(s);
+        v = v + load<S>(static_cast<const typename S::Element*>(c.residual) + at, kWidth);
+      });
+    v = select(v < lowest, zeros, v);
+    store_codes(static_cast<uint8_t*>(c.out) + at, kWidth, coder.quick_code(v), c.out_zero);
+  }
+}
+
+// The same to fp32 without more than a bias.
+template <bool kTotals, bool kBias, int64_t kColumns, class Total>
+FASTQ_HD void floats_of_sums(const GemmCall& c, const Block& b, const Columns<kColumns>& of, const uint32_t* sums,
+                             const Total& total, int64_t j) {
+  const F32 scale = load_bits<F32>(of.scale + j), bias = kBias ? load_bits<F32>(of.bias + j) : scale;
+  const U32 zero = load_bits<U32>(of.zero + j), of_sums = load_bits<U32>(of.sums + j);
+  const F32 shared = scale * (c.x_scale == nullptr ? 1.0f : *c.x_scale);
+  for (int64_t i = 0; i < b.rows; ++i) {
+    U32 sum = load_bits<U32>(sums + i * kColumns + j) - of_sums;
+    if constexpr (kTotals) sum -= zero * total(i);
+    const F32 by = c.x_scale_step == 0 ? shared : scale * c.x_scale[b.row + i];
+    F32 v = __builtin_convertvector(I32(sum), F32) * by;
+    if constexpr (kBias) v = v + bias;
+    store_bits(static_cast<float*>(c.out) + (b.row + i) * c.n + b.column + j, v);
+  }
+}
+
+// Whole vectors of columns by the two above, where they serve; how many columns that were.
+template <int64_t kColumns, class Total>
+FASTQ_HD int64_t quick_columns(const GemmCall& c, const Block& b, const Columns<kColumns>& of, const uint32_t* sums,
+                               bool totals, const Total& total) {
+  const EpilogueParts parts = c.parts();
+  if (c.scale_groups != 1) return 0;
+  int64_t j = 0;
+  if (is_code(c.out_type)) {
+    const Coder coder(*c.out_scale, float(c.low - c.out_zero), float(c.high - c.out_zero));
+    if (!coder.quick || parts.activation > Activation::relu) return 0;
+    for (; j + kWidth <= b.columns; j += kWidth) {
+      if (totals && parts.residual)
+        codes_of_sums<true, true>(c, b, of, sums, total, coder, j);
+      else if (totals)
+        codes_of_sums<true, false>(c, b, of, sums, total, coder, j);
+      else if (parts.residual)
+        codes_of_sums<false, true>(c, b, of, sums, total, coder, j);
+      else
+        codes_of_sums<false, false>(c, b, of, sums, total, coder, j);
+    }
+  } else if (c.out_type == Stored::f32 && !parts.multiplier && !parts.addend && !parts.residual &&
+             parts.activation == Activation::none) {
+    for (; j + kWidth <= b.columns; j += kWidth) {
+      if (totals && parts.bias)
+        floats_of_sums<true, true>(c, b, of, sums, total, j);
+      else if (totals)
+        floats_of_sums<true, false>(c, b, of, sums, total, j);
+      else if (parts.bias)
+        floats_of_sums<false, true>(c, b, of, sums, total, j);
+      else
+        floats_of_sums<false, false>(c, b, of, sums, total, j);
+    }
+  }
+  return j;
+}
+
 // y (+)= numbers(i, j) * (x_scale * scale); of the last group of K the output follows.
 template <int64_t kColumns, class Numbers>
 FASTQ_HD void fold(const GemmCall& c, const Block& b, const Columns<kColumns>& of, int64_t scale_group,
-                   const Numbers& numbers, float* y) {
+                   const Numbers& numbers, float* y, int64_t from = 0) {
   const Output<kColumns> output(c);
   const bool last = scale_group + 1 >= c.scale_groups;
   for (int64_t i = 0; i < b.rows; ++i) {
     const F32 x_scale = splat<F32>(c.x_scale == nullptr ? 1.0f : c.x_scale[(b.row + i) * c.x_scale_step]);
-    for (int64_t j = 0; j < b.columns; j += kWidth) {
+    for (int64_t j = from; j < b.columns; j += kWidth) {
       float* sum = y + i * kColumns + j;
       F32 v = scaled(numbers(i, j), x_scale, load_bits<F32>(of.scale + j));
       if (scale_group > 0) v = load_bits<F32>(sum) + v;

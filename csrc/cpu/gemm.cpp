@@ -37,7 +37,15 @@ struct Position {
 struct Codes {
   using Element = uint8_t;
   using Packed = uint8_t;
-  FASTQ_HD static void load(const Element* from, int64_t n, Packed* to) { std::memcpy(to, from, n); }
+  FASTQ_HD static void load(const Element* from, int64_t n, Packed* to) {  // n is at least 1
+#if FASTQ_VECTOR_BYTES == 64
+    for (; n > 64; n -= 64, from += 64, to += 64) _mm512_storeu_si512(to, _mm512_loadu_si512(from));
+    const __mmask64 rest = __mmask64(~uint64_t(0) >> (64 - n));
+    _mm512_mask_storeu_epi8(to, rest, _mm512_maskz_loadu_epi8(rest, from));
+#else
+    std::memcpy(to, from, n);
+#endif
+  }
 };
 template <class S>
 struct Numbers : FloatsOf<S> {
@@ -48,6 +56,7 @@ struct Numbers : FloatsOf<S> {
 template <class X>
 FASTQ_HD void gather(const GemmCall& c, int64_t row, int64_t group, typename X::Packed zero, typename X::Packed* to) {
   const auto* x = static_cast<const typename X::Element*>(c.x);
+  if (c.k == 0) return;
   if (!c.convolution) return X::load(x + row * c.k, c.k, to);
   const GemmWindow& w = c.window;
   const Position p(w, row);
@@ -96,10 +105,10 @@ constexpr int64_t kWholeStep = 4096;                     // elements of K at a t
 constexpr int64_t kStep = 512;                           // elements of K at a time
 constexpr int64_t kStepTiles = kStep / kBlockDepth + 1;  // that they may lie in
 constexpr int64_t kPanelBytes = kPanelBlocks * kStepTiles * kTileSize;
-constexpr int64_t kTaskRows = 256;                  // of a task, where all rows are packed first
-constexpr int64_t kOwnRows = 128;                   // where a task packs its own
-constexpr int64_t kSharedBytes = int64_t(1) << 21;  // of a convolution's packed rows, at most, to be shared
-constexpr int64_t kRowsTogether = 32;               // whose sums become outputs as soon as they are whole
+constexpr int64_t kTaskRows = 256;     // of a task, where all rows are packed first
+constexpr int64_t kOwnRows = 64;       // where a task packs its own, which are to stay in its cache
+constexpr int64_t kSharedRows = 512;   // of a convolution, at most, to be packed first
+constexpr int64_t kRowsTogether = 32;  // whose sums become outputs as soon as they are whole
 constexpr int64_t kSlack = 64;
 
 FASTQ_HD bool x_is_signed(const GemmCall& c, const GemmPlan& plan) {
@@ -264,11 +273,11 @@ struct IntegerProduct {
     const uint32_t* sums = s.sums + i * kPanel + offset;
     const Block part = {b.row + i, rows, b.column, b.columns, b.group};
     const bool totals = has_totals(c);
+    const auto total = [&](int64_t r) {
+      return uint32_t(totals_of(c, const_cast<uint8_t*>(x) + (i + r) * plan.stride)[scale_group]);
+    };
     const auto whole = [&](int64_t r, int64_t j) {
-      const uint32_t* from = sums + r * kPanel + j;
-      if (!totals) return I32(load_bits<U32>(from) - load_bits<U32>(columns.sums + j));
-      const int32_t* of_row = totals_of(c, const_cast<uint8_t*>(x) + (i + r) * plan.stride);
-      return corrected_sums(from, columns, j, uint32_t(of_row[scale_group]));
+      return corrected_sums(sums + r * kPanel + j, columns, j, totals ? total(r) : 0);
     };
     if (c.out_type == Stored::i32) {
       for (int64_t r = 0; r < rows; ++r)
@@ -279,9 +288,11 @@ struct IntegerProduct {
         }
       return;
     }
+    const int64_t done = quick_columns(c, part, columns, sums, totals, total);
+    if (done >= b.columns) return;
     fold(
         c, part, columns, scale_group, [&](int64_t r, int64_t j) { return __builtin_convertvector(whole(r, j), F32); },
-        s.y + i * kPanel);
+        s.y + i * kPanel, done);
   }
 
   // `x`: the block's packed rows.
@@ -498,8 +509,7 @@ GemmPlan plan_of(const GemmCall& c) {
 #if defined(__AMX_INT8__)
   p.tiles = c.integer() && c.m > DotProducts::kFewRows && whole_tiles(c);
 #endif
-  const int64_t most = multiple(c.m, kRowsTogether);
-  p.shared = p.groups == 1 && (!c.convolution || most <= kSharedBytes / p.stride);
+  p.shared = p.groups == 1 && (!c.convolution || c.m <= kSharedRows);
   const int64_t of_task = p.shared ? kTaskRows : kOwnRows;
   p.row_tasks = (c.m + of_task - 1) / of_task;
   p.rows = p.row_tasks == 0 ? 0 : multiple((c.m + p.row_tasks - 1) / p.row_tasks, kRowsTogether);

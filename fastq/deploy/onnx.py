@@ -24,7 +24,7 @@ from torch import nn
 from ..nn.batch_norm import AFFINE, affine_of
 from ..nn.layers import QUANTIZED
 from .conversion import input_coding, padding_of, quantizer_of
-from .fusion import Apart, evaluated, hooked, parameters_of, traced, unfuse, ungroup
+from .fusion import Apart, hooked, parameters_of, traced, unfuse, ungroup
 from .layers import (
     AffineNorm1d,
     AffineNorm2d,
@@ -83,8 +83,8 @@ def export_onnx(
     demo, in onnxruntime 1.31 on a CPU, whose logits were within 5e-7. It has float32 sums for most of it, and by default rounds the
     input of weight-only linear layers to int8, block by block, an error of a half percent; not so with the session's option
     ``session.qdq_matmulnbits_accuracy_level`` at ``"1"``. OpenVINO 2026.4 multiplies integers, 4-bit weights without ``int4``, and
-    gave the very logits, with ``INFERENCE_PRECISION_HINT`` at ``f32``: else it rounds what lies between to bfloat16 where the CPU has
-    that. A sample that holds NaN is not made NaN whole.
+    gave the very logits, with ``INFERENCE_PRECISION_HINT`` at ``f32``: else it rounds what lies between to bfloat16 where the CPU
+    has that. A sample that holds NaN is not made NaN whole.
 
     Args:
         model: the network, in float32. It stays as it is.
@@ -149,22 +149,21 @@ class Network:
         self.network = copied(model)
         self.modules = dict(self.network.named_modules(remove_duplicate=False))
         self.dynamic, self.int4 = dynamic_batch, int4
-        with evaluated(self.network):
-            try:
-                self.graph = traced(self.network, parameters_of(self.network))[0]
-            except Apart as why:
-                raise ValueError(f"export_onnx: {why}") from None
-            takes = [node for node in self.graph.nodes if node.op == "placeholder"]
-            if len(takes) != len(inputs):
-                names = ", ".join(str(node.target) for node in takes)
-                raise ValueError(f"export_onnx: the network takes {len(takes)} arguments ({names}), got {len(inputs)} examples")
-            self.changed: dict[Node, list[Node]] = {}
-            self.seen = [self.run(inputs)]
-            if dynamic_batch:
-                if any(t.dim() == 0 or len(t) != len(inputs[0]) or len(t) == 0 for t in inputs):
-                    shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
-                    raise ValueError(f"export_onnx: a dynamic batch needs examples of one size along axis 0, got {shapes}")
-                self.seen.append(self.run([torch.cat([t, t[:1]]) for t in inputs]))
+        try:
+            self.graph = traced(self.network, parameters_of(self.network))[0]
+        except Apart as why:
+            raise ValueError(f"export_onnx: {why}") from None
+        takes = [node for node in self.graph.nodes if node.op == "placeholder"]
+        if len(takes) != len(inputs):
+            names = ", ".join(str(node.target) for node in takes)
+            raise ValueError(f"export_onnx: the network takes {len(takes)} arguments ({names}), got {len(inputs)} examples")
+        self.changed: dict[Node, list[Node]] = {}
+        self.seen = [self.run(inputs)]
+        if dynamic_batch:
+            if any(t.dim() == 0 or len(t) != len(inputs[0]) or len(t) == 0 for t in inputs):
+                shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
+                raise ValueError(f"export_onnx: a dynamic batch needs examples of one size along axis 0, got {shapes}")
+            self.seen.append(self.run([torch.cat([t, t[:1]]) for t in inputs]))
         self.names: dict[Node, str] = {}
         self.used: set[str] = set()
         self.nodes: list[Any] = []
@@ -235,12 +234,11 @@ class Network:
         return out
 
     def constant(self, name: str, value: Any, dtype: str | None = None) -> str:
-        """An initializer, once per ``name``. ``value``: a tensor of float32 or integers, an array, or numbers; ``dtype``: NumPy's
-        name of another one for integers, or int4 or uint4, whose numbers lie two in a byte."""
+        """The name of an initializer: ``name``, or it with a number where another one has that. ``value``: a tensor of float32 or
+        integers, an array, or numbers; ``dtype``: NumPy's name of another one for integers, or int4 or uint4, whose numbers lie two
+        in a byte."""
         from onnx import TensorProto, helper, numpy_helper
 
-        if name in self.constants:
-            return name
         if isinstance(value, torch.Tensor):
             if value.is_floating_point() and value.dtype != torch.float32:
                 raise Refused(f"{name} is {value.dtype}; export the network in float32")
@@ -254,9 +252,10 @@ class Network:
         else:
             array = np.asarray(value, dtype) if dtype else np.asarray(value)
             made = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-        self.used.add(name)
-        self.constants[name] = made
-        return name
+        if self.constants.get(name) != made:
+            made.name = self.fresh(name)
+            self.constants[made.name] = made
+        return str(made.name)
 
     def number(self, value: Any, dtype: str = "float32") -> str:
         """An initializer of numbers that belong to no layer."""
@@ -431,7 +430,7 @@ class Network:
             if any(ends):
                 x = self.add("Clip", [x, *ends], name)
             point = self.number(zero, dtype)
-            return Coded(self.add("QuantizeLinear", [x, scale, point], name), zero, dtype)
+            return Coded(self.add("QuantizeLinear", [x, scale, point], name), zero, dtype, scale)
         if lower is not None and width is not None:
             v = self.add("Abs", [x], name) if source.magnitude else x
             v = self.add("Sub", [v, self.constant(f"{name}.input_lower", lower.reshape(()))], name)
@@ -451,7 +450,7 @@ class Network:
                 v = self.add("Clip", [v, self.number(c.qmin), self.number(c.qmax)], name)
             v = self.add("Round", [v], name)
         v = self.add("Add", [v, self.number(first + zero)], name) if first + zero else v
-        return Coded(self.add("QuantizeLinear", [v, self.number(1), self.number(0, dtype)], name), zero, dtype)
+        return Coded(self.add("QuantizeLinear", [v, self.number(1), self.number(0, dtype)], name), zero, dtype, scale)
 
     def bound(self, name: str, end: str, step: torch.Tensor, code: int) -> str:
         """What a code stands for, in float32. Divided by the step that is the code and at most an ulp, so that it rounds to it."""
@@ -463,7 +462,7 @@ class Network:
         step = self.value_of(source, "step")
         whole = np.iinfo(coded.dtype)
         point = coded.zero if whole.min <= coded.zero <= whole.max else 0
-        scale = f"{name}.input_step"
+        scale = coded.step
         if c.odd:
             scale = self.constant(f"{name}.input_twice_step", np.float32(2 * step))
         y = self.add("DequantizeLinear", [coded.name, scale, self.number(point, coded.dtype)], name)
@@ -584,11 +583,12 @@ class Source(NamedTuple):
 
 
 class Coded(NamedTuple):
-    """Codes in the file: what is stored of a code is ``code + zero``, of ``dtype``."""
+    """Codes in the file: what is stored of a code is ``code + zero``, of ``dtype``. ``step``: the name of that of the grid."""
 
     name: str
     zero: int
     dtype: str
+    step: str
 
 
 class Alone(nn.Module):
@@ -620,9 +620,9 @@ class Recording(torch.fx.Interpreter):
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` on the CPU, with its own forward method."""
-    network = unfuse(copy.deepcopy(model)).cpu()
-    network = Alone(network) if isinstance(network, CodedLayer) else network
+    """A copy of ``model`` on the CPU, in eval mode, with its own forward method."""
+    network = unfuse(copy.deepcopy(model)).cpu().eval()
+    network = Alone(network).eval() if isinstance(network, CodedLayer) else network
     ungroup(network)
     return network
 

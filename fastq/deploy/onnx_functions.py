@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.fx
 import torch.nn.functional as F
@@ -310,7 +311,7 @@ POOLS = ("kernel_size", "stride", "padding", "ceil_mode")
 
 def layer_norm(n: Network, node: Node, x: Node, norm: Any) -> str:
     name, shape = str(node.target), tuple(norm.normalized_shape)
-    weight = torch.ones(shape) if norm.weight is None else norm.weight
+    weight = np.ones(shape, np.float32) if norm.weight is None else norm.weight
     parts = [n.tensor(x), n.constant(f"{name}.weight", weight)]
     if norm.bias is not None:
         parts.append(n.constant(f"{name}.bias", norm.bias))

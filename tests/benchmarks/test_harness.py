@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_results import benchmark, part, row, stage, unavailable
+from sample_results import benchmark, integer, part, row, stage, unavailable
 
 from benchmarks import gpu, measure, readme, results
 from benchmarks.__main__ import add_arguments, positive
@@ -167,9 +167,13 @@ def test_a_part_that_others_left_no_time_is_not_done_and_goes_last(tmp_path: Pat
 
 
 def test_untried_levels_are_those_above_the_best_that_ran(tmp_path: Path) -> None:
-    assert readme.untried_levels(tmp_path) == ["v2", "v3", "v4"]
+    assert readme.untried_levels(tmp_path) == ["v2", "v3", "v4", "vnni", "amx"]
     results.write(benchmark([]), tmp_path)
-    assert readme.untried_levels(tmp_path) == ["v4"]
+    assert readme.untried_levels(tmp_path) == ["v4", "vnni", "amx"]
+    products = integer([], name="products")
+    products["environment"]["isa"] = "amx"
+    results.write(products, tmp_path)
+    assert readme.untried_levels(tmp_path) == []
 
 
 def test_a_missing_program_is_a_failed_part(tmp_path: Path) -> None:

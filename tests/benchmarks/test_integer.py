@@ -330,7 +330,10 @@ def test_table_notes_and_plot_say_what_was_measured(tmp_path: Path, capsys: pyte
     assert "250 (0.25 torch-bf16)" in capsys.readouterr().out
     on_gpu = integer([{**row, "device": "cuda"} for row in sample()], "cuda", H200)
     assert "| W4A8 4096x4096 | 250 (0.25 torch-bf16) | 5000 |" in report.block(on_gpu)
-    for drawn in (result, integer(sample(), roofs=ROOFS), on_gpu):
+    every = [
+        product(k, "4096x4096", 1, peer.name, 9.0) for k in KINDS if "conv" not in k for peer in peers.candidates(KINDS[k], "cpu")
+    ]
+    for drawn in (integer([*sample(), *every], roofs=ROOFS), on_gpu):
         assert picture.plot(drawn, tmp_path / "plot.png") and (tmp_path / "plot.png").stat().st_size > 5000
     assert not picture.plot(integer([]), tmp_path / "none.png")
 
@@ -356,7 +359,7 @@ def test_what_is_measured_besides_is_in_the_tables_and_the_file_of_every_time(tm
     assert "## Kernels of v3: conv-W8A8" in every
     fast = product("W8A8", "4096x4096", 64, "onednn-int8", 2 * 64 * 4096**2 / 5e6)
     assert report.int8_roof(integer([fast], roofs=ROOFS)) == (pytest.approx(5e12), "onednn-int8, W8A8 4096x4096 with 64")
-    assert report.int8_roof(integer([])) == (None, "torch's int8 product of 1024^3")
+    assert report.int8_roof(integer([])) == (None, "oneDNN's int8 product of 1024^3")
     for damage, message in (
         ({"roofs": {"cache": 1.0}}, "roofs: memory is missing"),
         ({"networks": [{**whole[0], "batch": "1"}]}, r"networks\[0\]: batch must be int"),
