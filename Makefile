@@ -52,7 +52,7 @@ test: $(VENV)/.ready ## prove it: the whole test suite
 sanitize: $(VENV)/.ready ## the C++ tests under the address and undefined behaviour sanitizers
 	$(BIN)/python -m pytest -m sanitize tests/native
 
-fuzz: $(VENV)/.ready ## a hundred thousand broken files to the runtime's loader under the sanitizers (2 minutes)
+fuzz: $(VENV)/.ready ## a hundred thousand broken files to the runtime's loader under the sanitizers (3 minutes)
 	$(BIN)/python tests/runtime/fuzz.py --sanitize
 
 huge-test: $(VENV)/.ready ## tensors of more than 2**31 elements (13 GB of memory)
