@@ -16,7 +16,7 @@ import fastq
 from fastq.demo import Digits, images
 from fastq.deploy import IntegerLayer, LookupLayer, WeightOnlyLayer, convert
 from fastq.deploy.fusion import fused, unfuse
-from fastq.nn import LSQ, QUANTIZED
+from fastq.nn import LSQ, QUANTIZED, DirectLinear, DirectWeight
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -169,6 +169,29 @@ def test_every_grid_of_inputs(tmp_path, name):
     layer = quantized(nn.Linear(32, 12), WEIGHTS["qil"](3), INPUTS[name](3), x)
     network = convert(nn.Sequential(layer))
     agrees(network, tmp_path / "net.onnx", x)
+
+
+@pytest.mark.parametrize("codes", [(0, 200), (-3, 200)])
+@pytest.mark.parametrize("source", ["lsq", "lsq+"])
+def test_weights_beyond_int8(tmp_path, codes, source):
+    """A layer that is not plain stores them less 128 or so, which is the zero-point in the file."""
+    torch.manual_seed(0)
+    x, layer = drawn((8, 16), 1).abs(), nn.Linear(16, 6)
+    network = convert(nn.Sequential(quantized(layer, LSQ(codes), INPUTS[source](8), x)))
+    assert network[0].plain == (source == "lsq") and (network[0].plain or network[0].weights.zero > 0)
+    agrees(network, tmp_path / "net.onnx", x)
+
+
+@pytest.mark.parametrize("codes", [4, (0, 200), (-3, 200)])
+def test_learned_levels_and_those_of_the_input(tmp_path, codes):
+    """Codes of the input that begin below 0, and at it, of either type: all are numbers of levels."""
+    torch.manual_seed(0)
+    x = drawn((8, 16), 1)
+    layer = DirectLinear.from_float(nn.Linear(16, 6), DirectWeight(3), input_quantizer=trained(LSQ(codes), x)).to(DEVICE).eval()
+    network = convert(nn.Sequential(layer))
+    assert isinstance(network[0], LookupLayer) and network[0].input_levels is not None
+    made = agrees(network, tmp_path / "net.onnx", x)
+    assert operators(made).count("Gather") == 2 and initializers(made)["0.weight"].data_type == onnx.TensorProto.UINT4
 
 
 @pytest.mark.parametrize("name", [name for name in CONVOLUTIONS if name != "one sample"])
@@ -405,7 +428,8 @@ REFUSED = {
     "alpha": (lambda y: torch.add(y, y, alpha=2), "add, a call of add: alpha is 2"),
     "an index": (lambda y: y[:, [0, 1]], r"getitem, a call of getitem: an index is \(0, 1\)"),
     "set": (lambda y: y.__setitem__(0, 1.0) or y, "setitem, a call of setitem: it changes a tensor in place and gives none"),
-    "window": (lambda y: F.max_pool2d(y.view(-1, 1, 2, 2), 2, 2, 1, ceil_mode=True), None),
+    "windows inside": (lambda y: F.max_pool2d(y.view(-1, 1, 2, 2), 2, 2, 1, ceil_mode=True), None),
+    "a window more": (lambda y: F.max_pool1d(y.view(-1, 1, 4), 2, 3, ceil_mode=True), "its ceil_mode adds a window that does not"),
     "no tensor": (lambda y: (y, y.shape[1]), "the network returns getitem, which is no tensor"),
     "half": (lambda y: y.half(), "it gives torch.float16; export the network in float32"),
     "to the batch": (lambda y: y.view(6, 4), "the network does not run on"),
