@@ -81,8 +81,7 @@ def _cpu() -> dict[str, Any]:
     runtime = importlib.import_module("fastq._runtime")
     return {
         "kernels in use": _try(runtime.isa),
-        "integer products": _try(runtime.products),
-        "best level": f"x86-64-v{runtime.best_isa()}",
+        "best here": _best(*runtime.best()),
         "features": [name for name, there in runtime.cpu_features().items() if there],
         "missing": [name for name, there in runtime.cpu_features().items() if not there],
     }
@@ -93,6 +92,11 @@ def _runtime() -> dict[str, Any]:
 
     state = {"available": True, "reason": "saved networks run on NumPy arrays, without torch"}
     return {runtime.__name__: state}
+
+
+def _best(level: str, reason: str) -> str:
+    text = {"": "none", "vnni": "vnni (x86-64-v4 and AVX512-VNNI)", "amx": "amx (vnni and AMX)"}.get(level, f"x86-64-{level}")
+    return f"{text}; {reason}" if reason else text
 
 
 def _torch() -> dict[str, Any]:

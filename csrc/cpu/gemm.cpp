@@ -109,6 +109,7 @@ constexpr int64_t kTaskRows = 256;     // of a task, where all rows are packed f
 constexpr int64_t kOwnRows = 64;       // where a task packs its own, which are to stay in its cache
 constexpr int64_t kSharedRows = 512;   // of a convolution, at most, to be packed first
 constexpr int64_t kRowsTogether = 32;  // whose sums become outputs as soon as they are whole
+constexpr int64_t kFewTasks = 8;
 constexpr int64_t kSlack = 64;
 
 FASTQ_HD bool x_is_signed(const GemmCall& c, const GemmPlan& plan) {
@@ -143,12 +144,16 @@ FASTQ_HD int32_t total_of(const T* x, int64_t n) {
   return sum;
 }
 
+FASTQ_HD int32_t total(const uint8_t* x, int64_t n, bool with_sign) {
+  return with_sign ? total_of(reinterpret_cast<const int8_t*>(x), n) : total_of(x, n);
+}
+
 #if !defined(__AVX512VNNI__)
 // Bytes from the upper half of a row to 16 bits in all of it, the even ones of four before the odd ones.
 template <bool kSigned>
-FASTQ_HD void widen_row(int64_t depth, uint8_t* row) {
-  for (int64_t i = 0; i < depth; i += FASTQ_VECTOR_BYTES) {
-    const Pairs::U16Whole v = load_bits<Pairs::U16Whole>(row + depth + i);
+FASTQ_HD void widen_bytes(int64_t n, uint8_t* row) {
+  for (int64_t i = 0; i < n; i += FASTQ_VECTOR_BYTES) {
+    const Pairs::U16Whole v = load_bits<Pairs::U16Whole>(row + n + i);
     const U32 even = U32(kSigned ? Pairs::U16Whole(I16(v << 8) >> 8) : Pairs::U16Whole(v & 0xff));
     const U32 odd = U32(kSigned ? Pairs::U16Whole(I16(v) >> 8) : Pairs::U16Whole(v >> 8));
     uint32_t both[2 * kWidth];
@@ -158,8 +163,17 @@ FASTQ_HD void widen_row(int64_t depth, uint8_t* row) {
 }
 #endif
 
-FASTQ_HD int32_t* totals_of(const GemmCall& c, uint8_t* row) {
-  return reinterpret_cast<int32_t*>(row + depth_of(c) * Sums::kElement);
+// `n` bytes, a multiple of a line's, as the kernel takes them: as they are, or in the upper half of a row that is
+// widened.
+FASTQ_HD void widen(int64_t n, bool with_sign, uint8_t* row) {
+#if defined(__AVX512VNNI__)
+  (void)n, (void)with_sign, (void)row;
+#else
+  if (with_sign)
+    widen_bytes<true>(n, row);
+  else
+    widen_bytes<false>(n, row);
+#endif
 }
 
 void pack_codes(const GemmCall& c, const GemmPlan& plan, int64_t row, int64_t group, uint8_t* to) {
@@ -172,39 +186,97 @@ void pack_codes(const GemmCall& c, const GemmPlan& plan, int64_t row, int64_t gr
   const bool with_sign = x_is_signed(c, plan);
   if (has_totals(c))
     for (int64_t g = 0; g < c.scale_groups; ++g) {
-      const int64_t first = g * c.group_size, n = least(c.group_size, c.k - first);
-      totals_of(c, to)[g] =
-          with_sign ? total_of(reinterpret_cast<const int8_t*>(bytes) + first, n) : total_of(bytes + first, n);
+      const int64_t first = g * c.group_size;
+      reinterpret_cast<int32_t*>(to + depth * Sums::kElement)[g] =
+          total(bytes + first, least(c.group_size, c.k - first), with_sign);
     }
-#if !defined(__AVX512VNNI__)
-  if (with_sign)
-    widen_row<true>(depth, to);
-  else
-    widen_row<false>(depth, to);
-#endif
+  widen(depth, with_sign, to);
 }
 
 constexpr int64_t kFloatPanelBytes = FloatSums::kStep * kPanel * 4;
+
+// Lines of an image with the border that its convolution sees, as a task has them: of each pixel the channels, packed.
+// Outputs are numbered as positions of its lines, and where a tap looks is the same number of pixels away from all of
+// them: no pixel is copied for each tap. What is computed at positions that are no outputs is left.
+struct Image {
+  int64_t lines, width, pixel, pixels, positions;  // lines: of outputs; pixel: bytes
+
+  FASTQ_HD Image(const GemmCall& c, const GemmPlan& plan, int64_t of_lines) : lines(of_lines) {
+    const GemmWindow& w = c.window;
+    width = w.ow + (w.kw - 1) * w.dw;
+    pixel = plan.stride;
+    pixels = (lines + (w.kh - 1) * w.dh) * width;
+    positions = (lines - 1) * width + w.ow;
+  }
+  // Pixels, of which whole tiles of positions are read, their totals, those of positions, offsets of tiles of K.
+  FASTQ_HD int64_t bytes_of_pixels() const { return (pixels + kRowsTogether) * pixel; }
+  FASTQ_HD int64_t bytes_of_totals() const { return multiple((pixels + positions) * 4, kLineBytes); }
+  FASTQ_HD int64_t bytes() const { return bytes_of_pixels() + bytes_of_totals(); }
+
+  FASTQ_HD static bool serves(const GemmCall& c) {
+    const GemmWindow& w = c.window;
+    return c.integer() && c.convolution && w.groups == 1 && w.sh == 1 && w.sw == 1 && w.channels % kBlockDepth == 0 &&
+           w.kh * w.kw <= kMostTaps && c.k * c.n <= kMostWeights;
+  }
+  static constexpr int64_t kMostTaps = 1024;
+  static constexpr int64_t kMostWeights = 3 << 19;  // that a cache keeps from one task to the next
+
+  // So many lines that few positions are computed in vain, and no more than the cache has room for.
+  FASTQ_HD static int64_t lines_of_task(const GemmCall& c) {
+    const GemmWindow& w = c.window;
+    const int64_t width = w.ow + (w.kw - 1) * w.dw;
+    int64_t best = 1;
+    double least_cost = 1e300;
+    for (int64_t lines = 1; lines <= w.oh && (lines == 1 || lines * width <= kMostPositions); ++lines) {
+      const int64_t tasks = (w.oh + lines - 1) / lines;
+      const double cost = double(tasks) * double(multiple((lines - 1) * width + w.ow, kRowsTogether));
+      if (cost < least_cost) best = lines, least_cost = cost;
+    }
+    return best;
+  }
+  static constexpr int64_t kMostPositions = 160;
+};
 
 // The memory of a task.
 struct Scratch {
   uint8_t *x, *panel, *numbers;
   uint32_t* sums;
   float* y;
+  int64_t* offset;
 
-  FASTQ_HD static int64_t bytes(const GemmCall& c, const GemmPlan& plan) {
-    const int64_t rows = multiple(plan.rows, kRowsTogether);
-    const int64_t of_y = c.scale_groups > 1 ? rows : 0;
-    return (plan.shared ? 0 : rows * plan.stride) + kPanelBytes + kFloatPanelBytes + rows * kPanel * 4 + kSlack +
-           of_y * kPanel * 4;
+  FASTQ_HD static int64_t bytes_of_x(const GemmCall& c, const GemmPlan& plan) {
+    if (plan.lines > 0) return Image(c, plan, plan.lines).bytes();
+    return plan.shared ? 0 : plan.rows * plan.stride;
   }
-  FASTQ_HD Scratch(const GemmPlan& plan, uint8_t* memory) {
-    const int64_t rows = multiple(plan.rows, kRowsTogether);
+  FASTQ_HD static int64_t bytes(const GemmCall& c, const GemmPlan& plan) {
+    const int64_t of_y = c.scale_groups > 1 ? plan.rows : 0;
+    const int64_t of_offset = plan.lines > 0 ? c.k / kBlockDepth * 8 : 0;
+    return bytes_of_x(c, plan) + kPanelBytes + kFloatPanelBytes + (plan.rows + of_y) * kPanel * 4 + kSlack + of_offset;
+  }
+  FASTQ_HD Scratch(const GemmCall& c, const GemmPlan& plan, uint8_t* memory) {
     x = memory;
-    panel = x + (plan.shared ? 0 : rows * plan.stride);
+    panel = x + bytes_of_x(c, plan);
     numbers = panel + kPanelBytes;
     sums = reinterpret_cast<uint32_t*>(numbers + kFloatPanelBytes);
-    y = reinterpret_cast<float*>(sums + rows * kPanel + kSlack / 4);
+    y = reinterpret_cast<float*>(sums + plan.rows * kPanel + kSlack / 4);
+    offset = reinterpret_cast<int64_t*>(y);  // in a convolution, whose scales have no groups
+  }
+};
+
+// Rows of x as a product reads them: packed, or positions of an image with its border, where position `line * width +
+// i` is an output only for i < `inside`.
+struct Rows {
+  const uint8_t* x;
+  int64_t stride;
+  const int64_t* offset;  // of tiles of K, or null
+  const uint8_t* totals;  // of a row, int32, one for each group of K
+  int64_t totals_step;    // bytes
+  int64_t width, inside;  // 0: all are outputs
+
+  FASTQ_HD uint32_t total(int64_t row, int64_t scale_group) const {
+    int32_t sum;
+    std::memcpy(&sum, totals + row * totals_step + scale_group * 4, 4);
+    return uint32_t(sum);
   }
 };
 
@@ -247,15 +319,23 @@ struct IntegerProduct {
   const Scratch& s;
   Columns<kPanel> columns;
 
-  FASTQ_HD void multiply(const uint8_t* x, int64_t rows, const Lines& w, int64_t count, bool fresh, uint32_t* sums,
-                         Ahead& ahead) const {
+  // Rows [i, i + rows) by elements [first, first + count) of K.
+  FASTQ_HD void multiply(const Rows& x, int64_t i, int64_t rows, const Lines& w, int64_t first, int64_t count,
+                         bool fresh, Ahead& ahead) const {
+    const uint8_t* from = x.x + i * x.stride;
+    Depths depths = {x.offset, kBlockDepth * Sums::kElement};
+    if (x.offset == nullptr)
+      from += first * Sums::kElement;
+    else
+      depths.offset += first / kBlockDepth;
+    uint32_t* sums = s.sums + i * kPanel;
 #if defined(__AMX_INT8__)
     if (plan.tiles)
-      return Tiles::multiply(c.bits, x, plan.stride, rows, w, (count + kBlockDepth - 1) / kBlockDepth, fresh, sums,
-                             ahead);
+      return Tiles::multiply(c.bits, from, x.stride, rows, depths, w, (count + kBlockDepth - 1) / kBlockDepth, fresh,
+                             sums, ahead);
 #endif
     (void)ahead;
-    Sums::multiply(c.bits, x, plan.stride, rows, w, (count + 3) / 4, fresh, sums);
+    Sums::multiply(c.bits, from, x.stride, rows, depths, w, (count + 3) / 4, fresh, sums);
   }
 
   // Fetches what these rows will be written to, for writing: stores that wait would hold up what comes after them.
@@ -268,14 +348,21 @@ struct IntegerProduct {
   }
 
   // Rows [i, i + rows) of the block, whose sums over a group of K are whole.
-  void settle(const Block& b, const uint8_t* x, int64_t i, int64_t rows, int64_t scale_group) {
+  void settle(const Block& b, const Rows& x, int64_t i, int64_t rows, int64_t scale_group) {
+    if (x.width == 0) return settle_rows(b, x, i, b.row + i, rows, scale_group);
+    for (const int64_t end = i + rows; i < end;) {  // line by line
+      const int64_t line = i / x.width, first = i - line * x.width, count = least(x.inside - first, end - i);
+      if (count > 0) settle_rows(b, x, i, b.row + line * x.inside + first, count, scale_group);
+      i = (line + 1) * x.width;
+    }
+  }
+
+  void settle_rows(const Block& b, const Rows& x, int64_t i, int64_t row, int64_t rows, int64_t scale_group) {
     const int64_t offset = b.column % kBlockRows;
     const uint32_t* sums = s.sums + i * kPanel + offset;
-    const Block part = {b.row + i, rows, b.column, b.columns, b.group};
+    const Block part = {row, rows, b.column, b.columns, b.group};
     const bool totals = has_totals(c);
-    const auto total = [&](int64_t r) {
-      return uint32_t(totals_of(c, const_cast<uint8_t*>(x) + (i + r) * plan.stride)[scale_group]);
-    };
+    const auto total = [&](int64_t r) { return x.total(i + r, scale_group); };
     const auto whole = [&](int64_t r, int64_t j) {
       return corrected_sums(sums + r * kPanel + j, columns, j, totals ? total(r) : 0);
     };
@@ -295,8 +382,8 @@ struct IntegerProduct {
         s.y + i * kPanel, done);
   }
 
-  // `x`: the block's packed rows.
-  void run(const Block& b, const uint8_t* x) {
+  // `x`: the block's rows.
+  void run(const Block& b, const Rows& x) {
     columns.set(c, b);
     if (c.k == 0) {  // groups of no element
       for (int64_t i = 0; i < b.rows * kPanel; ++i) s.sums[i] = 0;
@@ -311,12 +398,12 @@ struct IntegerProduct {
       if (c.out_type != Stored::i32) columns.set_scale(c, b, g);
       columns.set_zeros(c, b, g, block_middle(c.bits), x_zero);
 #if defined(__AVX512VNNI__)
-      if (!plan.tiles && whole_tiles(c) && b.rows <= DotProducts::kFewRows) {
+      if (!plan.tiles && whole_tiles(c) && x.offset == nullptr && b.rows <= DotProducts::kFewRows) {
         Lines w = {};
         const int64_t block = b.column / kBlockRows, last = (b.column + b.columns - 1) / kBlockRows;
         for (int j = 0; j < kPanelBlocks && block + j <= last; ++j)
           w.block[j] = c.weight + (block + j) * c.row_bytes + begin / kBlockDepth * block_tile_bytes(c.bits);
-        DotProducts::multiply_few(c.bits, x + begin, plan.stride, b.rows, w,
+        DotProducts::multiply_few(c.bits, x.x + begin, x.stride, b.rows, w,
                                   (end - begin + kBlockDepth - 1) / kBlockDepth, s.sums);
         settle(b, x, 0, b.rows, g);
         continue;
@@ -327,15 +414,14 @@ struct IntegerProduct {
         const int64_t count = least(step, end - first);
         const Lines w = lines_of(c, b, first, count, s.panel);
         Ahead ahead = ahead_of(c, b, first, count, (b.rows + kRowsTogether - 1) / kRowsTogether);
-        const uint8_t* at = x + first * Sums::kElement;
         if (first + count < end) {
-          multiply(at, b.rows, w, count, first == begin, s.sums, ahead);
+          multiply(x, 0, b.rows, w, first, count, first == begin, ahead);
           continue;
         }
         for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
           const int64_t rows = least(kRowsTogether, b.rows - i);
-          if (end == c.k) expect(b, i, rows);
-          multiply(at + i * plan.stride, rows, w, count, first == begin, s.sums + i * kPanel, ahead);
+          if (end == c.k && x.width == 0) expect(b, i, rows);
+          multiply(x, i, rows, w, first, count, first == begin, ahead);
           settle(b, x, i, rows, g);
         }
       }
@@ -356,7 +442,7 @@ struct FloatProduct {
     gather<X>(c, row, group, 0.0f, reinterpret_cast<float*>(to));
   }
 
-  void run(const Block& b, const uint8_t* x) {
+  void run(const Block& b, const Rows& x) {
     const int64_t offset = b.column % kBlockRows, stride = plan.stride / 4;
     auto* sums = reinterpret_cast<float*>(s.sums);
     auto* panel = reinterpret_cast<float*>(s.numbers);
@@ -376,7 +462,7 @@ struct FloatProduct {
         for (int j = 0; j < kPanelBlocks; ++j)
           if (w.block[j] != nullptr)
             FloatSums::weights(w.block[j], c.bits == 8, count, zero + j * kBlockRows, panel + j * kBlockRows);
-        FloatSums::multiply(reinterpret_cast<const float*>(x) + first, stride, b.rows, panel, count, first == begin,
+        FloatSums::multiply(reinterpret_cast<const float*>(x.x) + first, stride, b.rows, panel, count, first == begin,
                             sums);
       }
       for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
@@ -509,12 +595,26 @@ GemmPlan plan_of(const GemmCall& c) {
 #if defined(__AMX_INT8__)
   p.tiles = c.integer() && c.m > DotProducts::kFewRows && whole_tiles(c);
 #endif
+  const int64_t of_group = c.n / p.groups;
+  const int64_t panels = (of_group + (of_group % kBlockRows == 0 ? 0 : kBlockRows - 1) + kPanel - 1) / kPanel;
+  if (Image::serves(c)) {
+    p.stride = c.window.channels * Sums::kElement;
+    p.lines = Image::lines_of_task(c);
+    const Image image(c, p, p.lines);
+    p.rows = multiple(image.positions, kRowsTogether);
+    p.row_tasks = c.window.batch * ((c.window.oh + p.lines - 1) / p.lines);
+    // An image of few tasks is packed by some more of them, which share its columns.
+    const int64_t parts = least(panels, (kFewTasks + p.row_tasks - 1) / (p.row_tasks + (p.row_tasks == 0)));
+    p.columns = (panels + parts - 1) / (parts + (parts == 0)) * kPanel;
+    p.column_tasks = (panels * kPanel + p.columns - 1) / (p.columns + (p.columns == 0));
+    p.work = p.rows * least(c.n, p.columns) * c.k;
+    p.scratch = Scratch::bytes(c, p);
+    return p;
+  }
   p.shared = p.groups == 1 && (!c.convolution || c.m <= kSharedRows);
   const int64_t of_task = p.shared ? kTaskRows : kOwnRows;
   p.row_tasks = (c.m + of_task - 1) / of_task;
   p.rows = p.row_tasks == 0 ? 0 : multiple((c.m + p.row_tasks - 1) / p.row_tasks, kRowsTogether);
-  const int64_t of_group = c.n / p.groups;
-  const int64_t panels = (of_group + (of_group % kBlockRows == 0 ? 0 : kBlockRows - 1) + kPanel - 1) / kPanel;
   p.column_tasks = p.shared ? panels : 1;
   p.columns = p.shared ? kPanel : panels * kPanel;
   p.work = least(c.m, p.rows) * least(of_group, p.columns) * c.k;
@@ -526,21 +626,56 @@ void pack(const GemmCall& c, const GemmPlan& plan, uint8_t* packed, int64_t begi
   for (int64_t row = begin; row < end; ++row) pack_row(c, plan, row, 0, packed + (row - plan.first_row) * plan.stride);
 }
 
-template <class P>
-void run_task(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, int64_t task, uint8_t* memory) {
-  const int64_t of_column = task % plan.column_tasks, of_row = task / plan.column_tasks % plan.row_tasks,
-                group = task / plan.column_tasks / plan.row_tasks;
-  const int64_t row = of_row * plan.rows, rows = least(plan.rows, c.m - row);
-  if (rows <= 0) return;
-  const Scratch s(plan, memory);
-  const uint8_t* x = packed;
-  if (!plan.shared) {
-    for (int64_t i = 0; i < rows; ++i) pack_row(c, plan, row + i, group, s.x + i * plan.stride);
-    x = s.x;
-  } else {
-    x += (row - plan.first_row) * plan.stride;
+// Lines [line, line + image.lines) of outputs of one image, its pixels packed to `to`; `offset` has room for all of a
+// pixel's taps.
+FASTQ_HD Rows image_rows(const GemmCall& c, const GemmPlan& plan, const Image& image, int64_t batch, int64_t line,
+                         uint8_t* to, int64_t* offset) {
+  const GemmWindow& w = c.window;
+  const int64_t channels = w.channels, upper = (Sums::kElement - 1) * image.pixels * channels;
+  const auto* x = static_cast<const uint8_t*>(c.x) + batch * w.height * w.width * channels;
+  uint8_t* bytes = to + upper;
+  const auto fill = [&](int64_t from, int64_t end) {
+    for (int64_t i = from * channels; i < end * channels; ++i) bytes[i] = uint8_t(c.x_zero);
+  };
+  const int64_t left = least(w.left, image.width), inside = least(w.width, image.width - left);
+  for (int64_t i = 0; i < image.pixels / image.width; ++i, bytes += image.width * channels) {
+    const int64_t y = line + i - w.top;
+    if (y < 0 || y >= w.height || inside <= 0) {
+      fill(0, image.width);
+      continue;
+    }
+    fill(0, left);
+    Codes::load(x + y * w.width * channels, inside * channels, bytes + left * channels);
+    fill(left + inside, image.width);
   }
-  P product = {c, plan, s, {}};
+  bytes = to + upper;
+  if (x_shift(c, plan) != 0)
+    for (int64_t i = 0; i < image.pixels * channels; ++i) bytes[i] ^= 0x80;
+  const bool with_sign = x_is_signed(c, plan);
+  auto* totals = reinterpret_cast<int32_t*>(to + image.bytes_of_pixels());
+  if (has_totals(c)) {
+    int32_t* of_pixel = totals + image.positions;
+    for (int64_t i = 0; i < image.pixels; ++i) of_pixel[i] = total(bytes + i * channels, channels, with_sign);
+    for (int64_t i = 0; i < image.positions; ++i) totals[i] = 0;
+    for (int64_t u = 0; u < w.kh; ++u)
+      for (int64_t v = 0; v < w.kw; ++v) {
+        const int32_t* from = of_pixel + u * w.dh * image.width + v * w.dw;
+        for (int64_t i = 0; i < image.positions; ++i) totals[i] += from[i];
+      }
+  }
+  widen(image.pixels * channels, with_sign, to);
+  const int64_t tiles = channels / kBlockDepth;
+  for (int64_t tap = 0; tap < w.kh * w.kw; ++tap)
+    for (int64_t t = 0; t < tiles; ++t)
+      offset[tap * tiles + t] =
+          (tap / w.kw * w.dh * image.width + tap % w.kw * w.dw) * image.pixel + t * kBlockDepth * Sums::kElement;
+  return {to, image.pixel, offset, reinterpret_cast<const uint8_t*>(totals), 4, image.width, w.ow};
+}
+
+// The panels of a task's columns.
+template <class P>
+FASTQ_HD void run_panels(const GemmCall& c, const GemmPlan& plan, P& product, int64_t row, int64_t rows,
+                         int64_t of_column, int64_t group, const Rows& x) {
   // Panels begin with whole blocks, a group's columns anywhere.
   const int64_t of_group = c.n / plan.groups, first = group * of_group, last = first + of_group;
   const int64_t base = first / kBlockRows * kBlockRows + of_column * plan.columns;
@@ -549,6 +684,36 @@ void run_task(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, in
     const int64_t end = least(panel + kPanel, last);
     if (column < end) product.run({row, rows, column, end - column, group}, x);
   }
+}
+
+void run_image_task(const GemmCall& c, const GemmPlan& plan, const uint8_t*, int64_t task, uint8_t* memory) {
+  const int64_t of_image = (c.window.oh + plan.lines - 1) / plan.lines, of_row = task / plan.column_tasks;
+  const int64_t batch = of_row / of_image, line = of_row % of_image * plan.lines;
+  const Image image(c, plan, least(plan.lines, c.window.oh - line));
+  const Scratch s(c, plan, memory);
+  const Rows x = image_rows(c, plan, image, batch, line, s.x, s.offset);
+  IntegerProduct product = {c, plan, s, {}};
+  const int64_t row = (batch * c.window.oh + line) * c.window.ow;
+  run_panels(c, plan, product, row, image.positions, task % plan.column_tasks, 0, x);
+}
+
+template <class P>
+void run_task(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, int64_t task, uint8_t* memory) {
+  const int64_t of_column = task % plan.column_tasks, of_row = task / plan.column_tasks % plan.row_tasks,
+                group = task / plan.column_tasks / plan.row_tasks;
+  const int64_t row = of_row * plan.rows, rows = least(plan.rows, c.m - row);
+  if (rows <= 0) return;
+  const Scratch s(c, plan, memory);
+  const uint8_t* x = packed;
+  if (!plan.shared) {
+    for (int64_t i = 0; i < rows; ++i) pack_row(c, plan, row + i, group, s.x + i * plan.stride);
+    x = s.x;
+  } else {
+    x += (row - plan.first_row) * plan.stride;
+  }
+  P product = {c, plan, s, {}};
+  run_panels(c, plan, product, row, rows, of_column, group,
+             {x, plan.stride, nullptr, x + depth_of(c) * Sums::kElement, plan.stride, 0, 0});
 }
 
 void product(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, int64_t begin, int64_t end) {
@@ -574,13 +739,14 @@ void product(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, int
       default: return run(run_task<FloatProduct<Numbers<Float32>>>);
     }
   }
+  const auto task = plan.lines > 0 ? run_image_task : run_task<IntegerProduct>;
 #if defined(__AMX_INT8__)
   if (plan.tiles) {
     const TileState state;
-    return run(run_task<IntegerProduct>);
+    return run(task);
   }
 #endif
-  run(run_task<IntegerProduct>);
+  run(task);
 }
 
 // ---- weights
@@ -653,22 +819,13 @@ void quantize_rows(const QuantizeCall& c, int64_t begin, int64_t end) {
   });
 }
 
-#if defined(__AMX_INT8__)
-constexpr const char* kName = "amx";
-#elif defined(__AVX512VNNI__)
-constexpr const char* kName = "vnni";
-#elif FASTQ_VECTOR_BYTES == 64
-constexpr const char* kName = "avx512";
-#elif FASTQ_VECTOR_BYTES == 32
-constexpr const char* kName = "avx2";
-#else
-constexpr const char* kName = "sse4.2";
-#endif
+#define FASTQ_NAME_OF(isa) #isa
+#define FASTQ_NAME(isa) FASTQ_NAME_OF(isa)
 
 }  // namespace
 
 extern const GemmLoops gemm_loops;
-const GemmLoops gemm_loops = {kName, plan_of, pack, product, quantize, quantize_rows, blocks_of};
+const GemmLoops gemm_loops = {FASTQ_NAME(FASTQ_ISA), plan_of, pack, product, quantize, quantize_rows, blocks_of};
 
 }  // namespace FASTQ_ISA
 }  // namespace fastq

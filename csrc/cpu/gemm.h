@@ -101,6 +101,7 @@ struct GemmPlan {
   int64_t stride;                           // bytes of a packed row, its sums included
   bool shared;                              // packed first
   bool tiles;                               // with AMX
+  int64_t lines;                            // of the image to a task that reads it as it is; 0: rows are packed
   int64_t scratch;                          // bytes of a task
   int64_t first_row;                        // of those that are packed
 
@@ -108,7 +109,7 @@ struct GemmPlan {
 };
 
 struct GemmLoops {
-  const char* name;  // of what multiplies codes
+  const char* name;  // of the instruction set
   GemmPlan (*plan)(const GemmCall&);
   // Rows of x to `packed`, which begins with plan.first_row; and tasks, which read it.
   void (*pack)(const GemmCall&, const GemmPlan&, uint8_t* packed, int64_t begin, int64_t end);

@@ -28,6 +28,14 @@ struct Lines {
   const uint8_t* block[kPanelBlocks];
 };
 
+// Where a tile of K is in a row of x: one after another, or, where rows are pixels of an image, at the tap's pixel.
+struct Depths {
+  const int64_t* offset;  // bytes; or null
+  int64_t step;           // bytes of a tile
+
+  FASTQ_HD int64_t at(int64_t tile) const { return offset == nullptr ? tile * step : offset[tile]; }
+};
+
 // Weights that are wanted next, and how many lines of each block to fetch with every tile of K.
 struct Ahead {
   const uint8_t* block[kPanelBlocks];
@@ -54,18 +62,22 @@ struct DotProducts {
   }
 
   template <bool kSigned, int kR, int kC>
-  FASTQ_HD static void tile(const uint8_t* x, int64_t stride, const Lines& w, int64_t lines, bool fresh,
+  FASTQ_HD static void tile(const uint8_t* x, int64_t stride, Depths depths, const Lines& w, int64_t lines, bool fresh,
                             uint32_t* sums) {
     __m512i sum[kR][kC];
     for (int i = 0; i < kR; ++i)
       for (int j = 0; j < kC; ++j)
         sum[i][j] = fresh ? _mm512_setzero_si512() : _mm512_loadu_si512(sums + i * kPanel + j * kBlockRows);
-    for (int64_t line = 0; line < lines; ++line) {
-      __m512i of_w[kC];
-      for (int j = 0; j < kC; ++j) of_w[j] = _mm512_loadu_si512(w.block[j] + line * kLineBytes);
-      for (int i = 0; i < kR; ++i) {
-        const __m512i of_x = broadcast(x + i * stride + line * 4);
-        for (int j = 0; j < kC; ++j) sum[i][j] = add<kSigned>(sum[i][j], of_w[j], of_x);
+    for (int64_t first = 0; first < lines; first += kBlockRows) {
+      const uint8_t* from = x + depths.at(first / kBlockRows);
+      const int64_t count = lines - first < kBlockRows ? lines - first : kBlockRows;
+      for (int64_t line = 0; line < count; ++line) {
+        __m512i of_w[kC];
+        for (int j = 0; j < kC; ++j) of_w[j] = _mm512_loadu_si512(w.block[j] + (first + line) * kLineBytes);
+        for (int i = 0; i < kR; ++i) {
+          const __m512i of_x = broadcast(from + i * stride + line * 4);
+          for (int j = 0; j < kC; ++j) sum[i][j] = add<kSigned>(sum[i][j], of_w[j], of_x);
+        }
       }
     }
     for (int i = 0; i < kR; ++i)
@@ -73,29 +85,29 @@ struct DotProducts {
   }
 
   template <bool kSigned, int kR>
-  FASTQ_HD static void tiles(const uint8_t* x, int64_t stride, const Lines& w, int64_t lines, bool fresh,
+  FASTQ_HD static void tiles(const uint8_t* x, int64_t stride, Depths depths, const Lines& w, int64_t lines, bool fresh,
                              uint32_t* sums) {
     if (w.block[1] != nullptr)
-      tile<kSigned, kR, 2>(x, stride, w, lines, fresh, sums);
+      tile<kSigned, kR, 2>(x, stride, depths, w, lines, fresh, sums);
     else
-      tile<kSigned, kR, 1>(x, stride, w, lines, fresh, sums);
+      tile<kSigned, kR, 1>(x, stride, depths, w, lines, fresh, sums);
   }
 
   template <bool kSigned>
-  static void rows(const uint8_t* x, int64_t stride, int64_t m, const Lines& w, int64_t lines, bool fresh,
-                   uint32_t* sums) {
+  static void rows(const uint8_t* x, int64_t stride, int64_t m, Depths depths, const Lines& w, int64_t lines,
+                   bool fresh, uint32_t* sums) {
     int64_t i = 0;
-    for (; i + 12 <= m; i += 12) tiles<kSigned, 12>(x + i * stride, stride, w, lines, fresh, sums + i * kPanel);
-    for (; i + 4 <= m; i += 4) tiles<kSigned, 4>(x + i * stride, stride, w, lines, fresh, sums + i * kPanel);
-    for (; i < m; ++i) tiles<kSigned, 1>(x + i * stride, stride, w, lines, fresh, sums + i * kPanel);
+    for (; i + 12 <= m; i += 12) tiles<kSigned, 12>(x + i * stride, stride, depths, w, lines, fresh, sums + i * kPanel);
+    for (; i + 4 <= m; i += 4) tiles<kSigned, 4>(x + i * stride, stride, depths, w, lines, fresh, sums + i * kPanel);
+    for (; i < m; ++i) tiles<kSigned, 1>(x + i * stride, stride, depths, w, lines, fresh, sums + i * kPanel);
   }
 
-  static void multiply(int bits, const uint8_t* x, int64_t stride, int64_t m, const Lines& w, int64_t lines, bool fresh,
-                       uint32_t* sums) {
+  static void multiply(int bits, const uint8_t* x, int64_t stride, int64_t m, Depths depths, const Lines& w,
+                       int64_t lines, bool fresh, uint32_t* sums) {
     if (bits == 8)
-      rows<true>(x, stride, m, w, lines, fresh, sums);
+      rows<true>(x, stride, m, depths, w, lines, fresh, sums);
     else
-      rows<false>(x, stride, m, w, lines, fresh, sums);
+      rows<false>(x, stride, m, depths, w, lines, fresh, sums);
   }
 
   // A few rows and whole tiles of packed weights, whose fields are taken apart in registers.
@@ -189,44 +201,49 @@ struct Pairs {
   }
 
   template <bool kSigned, int kR>
-  FASTQ_HD static void tile(const uint8_t* x, int64_t stride, const uint8_t* w, int64_t lines, bool fresh,
-                            uint32_t* sums) {
+  FASTQ_HD static void tile(const uint8_t* x, int64_t stride, Depths depths, const uint8_t* w, int64_t lines,
+                            bool fresh, uint32_t* sums) {
     U32 sum[kR][kVectors];
     for (int i = 0; i < kR; ++i)
       for (int j = 0; j < kVectors; ++j) sum[i][j] = fresh ? U32{} : load_bits<U32>(sums + i * kPanel + j * kWidth);
-    for (int64_t line = 0; line < lines; ++line)
-      for (int j = 0; j < kVectors; ++j) {
-        const U16Whole bytes = load_bits<U16Whole>(w + line * kLineBytes + j * FASTQ_VECTOR_BYTES);
-        const I16 even = kSigned ? I16(bytes << 8) >> 8 : I16(bytes & 0xff);
-        const I16 odd = kSigned ? I16(bytes) >> 8 : I16(bytes >> 8);
-        for (int i = 0; i < kR; ++i) {
-          const uint8_t* of_x = x + i * stride + line * 8;
-          sum[i][j] += products(even, broadcast(of_x));
-          sum[i][j] += products(odd, broadcast(of_x + 4));
+    for (int64_t first = 0; first < lines; first += kBlockRows) {
+      const uint8_t* from = x + depths.at(first / kBlockRows);
+      const int64_t count = lines - first < kBlockRows ? lines - first : kBlockRows;
+      for (int64_t line = 0; line < count; ++line)
+        for (int j = 0; j < kVectors; ++j) {
+          const U16Whole bytes = load_bits<U16Whole>(w + (first + line) * kLineBytes + j * FASTQ_VECTOR_BYTES);
+          const I16 even = kSigned ? I16(bytes << 8) >> 8 : I16(bytes & 0xff);
+          const I16 odd = kSigned ? I16(bytes) >> 8 : I16(bytes >> 8);
+          for (int i = 0; i < kR; ++i) {
+            const uint8_t* of_x = from + i * stride + line * 8;
+            sum[i][j] += products(even, broadcast(of_x));
+            sum[i][j] += products(odd, broadcast(of_x + 4));
+          }
         }
-      }
+    }
     for (int i = 0; i < kR; ++i)
       for (int j = 0; j < kVectors; ++j) store_bits(sums + i * kPanel + j * kWidth, sum[i][j]);
   }
   typedef uint16_t U16Whole __attribute__((vector_size(FASTQ_VECTOR_BYTES)));
 
   template <bool kSigned>
-  static void rows(const uint8_t* x, int64_t stride, int64_t m, const Lines& w, int64_t lines, bool fresh,
-                   uint32_t* sums) {
+  static void rows(const uint8_t* x, int64_t stride, int64_t m, Depths depths, const Lines& w, int64_t lines,
+                   bool fresh, uint32_t* sums) {
     for (int j = 0; j < kPanelBlocks && w.block[j] != nullptr; ++j) {
       int64_t i = 0;
       uint32_t* to = sums + j * kBlockRows;
-      for (; i + 4 <= m; i += 4) tile<kSigned, 4>(x + i * stride, stride, w.block[j], lines, fresh, to + i * kPanel);
-      for (; i < m; ++i) tile<kSigned, 1>(x + i * stride, stride, w.block[j], lines, fresh, to + i * kPanel);
+      for (; i + 4 <= m; i += 4)
+        tile<kSigned, 4>(x + i * stride, stride, depths, w.block[j], lines, fresh, to + i * kPanel);
+      for (; i < m; ++i) tile<kSigned, 1>(x + i * stride, stride, depths, w.block[j], lines, fresh, to + i * kPanel);
     }
   }
 
-  static void multiply(int bits, const uint8_t* x, int64_t stride, int64_t m, const Lines& w, int64_t lines, bool fresh,
-                       uint32_t* sums) {
+  static void multiply(int bits, const uint8_t* x, int64_t stride, int64_t m, Depths depths, const Lines& w,
+                       int64_t lines, bool fresh, uint32_t* sums) {
     if (bits == 8)
-      rows<true>(x, stride, m, w, lines, fresh, sums);
+      rows<true>(x, stride, m, depths, w, lines, fresh, sums);
     else
-      rows<false>(x, stride, m, w, lines, fresh, sums);
+      rows<false>(x, stride, m, depths, w, lines, fresh, sums);
   }
 };
 
@@ -281,8 +298,8 @@ struct Tiles {
 
   // Up to 32 rows, of which whole tiles are read.
   template <bool kSigned, bool kRows, bool kColumns>
-  FASTQ_HD static void tile(const uint8_t* x, int64_t stride, const Lines& w, int64_t depth, bool fresh, uint32_t* sums,
-                            Ahead& ahead) {
+  FASTQ_HD static void tile(const uint8_t* x, int64_t stride, Depths depths, const Lines& w, int64_t depth, bool fresh,
+                            uint32_t* sums, Ahead& ahead) {
     constexpr int64_t kBytes = kPanel * 4;
     uint32_t* lower = sums + kTileRows * kPanel;
     if (fresh) {
@@ -301,10 +318,11 @@ struct Tiles {
     int64_t at = ahead.done;
     ahead.done += depth * lines * kLineBytes;
     for (int64_t t = 0; t < depth; ++t) {
+      const uint8_t* from = x + depths.at(t);
       _tile_loadd(6, w.block[0] + t * kTileSize, kLineBytes);
-      _tile_loadd(4, x + t * kBlockDepth, stride);
+      _tile_loadd(4, from, stride);
       if (kColumns) _tile_loadd(7, w.block[1] + t * kTileSize, kLineBytes);
-      if (kRows) _tile_loadd(5, x + kTileRows * stride + t * kBlockDepth, stride);
+      if (kRows) _tile_loadd(5, from + kTileRows * stride, stride);
       for (int64_t i = 0; i < lines; ++i, at += kLineBytes)
         for (int j = 0; j < (kColumns ? 2 : 1); ++j)
           _mm_prefetch(reinterpret_cast<const char*>(next[j] + at), _MM_HINT_T0);
@@ -317,24 +335,24 @@ struct Tiles {
   }
 
   template <bool kSigned, bool kColumns>
-  static void rows(const uint8_t* x, int64_t stride, int64_t m, const Lines& w, int64_t depth, bool fresh,
-                   uint32_t* sums, Ahead& ahead) {
+  static void rows(const uint8_t* x, int64_t stride, int64_t m, Depths depths, const Lines& w, int64_t depth,
+                   bool fresh, uint32_t* sums, Ahead& ahead) {
     for (int64_t i = 0; i < m; i += 2 * kTileRows)
       if (m - i > kTileRows)
-        tile<kSigned, true, kColumns>(x + i * stride, stride, w, depth, fresh, sums + i * kPanel, ahead);
+        tile<kSigned, true, kColumns>(x + i * stride, stride, depths, w, depth, fresh, sums + i * kPanel, ahead);
       else
-        tile<kSigned, false, kColumns>(x + i * stride, stride, w, depth, fresh, sums + i * kPanel, ahead);
+        tile<kSigned, false, kColumns>(x + i * stride, stride, depths, w, depth, fresh, sums + i * kPanel, ahead);
   }
 
   // `depth` tiles of K.
-  static void multiply(int bits, const uint8_t* x, int64_t stride, int64_t m, const Lines& w, int64_t depth, bool fresh,
-                       uint32_t* sums, Ahead& ahead) {
+  static void multiply(int bits, const uint8_t* x, int64_t stride, int64_t m, Depths depths, const Lines& w,
+                       int64_t depth, bool fresh, uint32_t* sums, Ahead& ahead) {
     const bool two = w.block[1] != nullptr;
     if (bits == 8)
-      return two ? rows<true, true>(x, stride, m, w, depth, fresh, sums, ahead)
-                 : rows<true, false>(x, stride, m, w, depth, fresh, sums, ahead);
-    return two ? rows<false, true>(x, stride, m, w, depth, fresh, sums, ahead)
-               : rows<false, false>(x, stride, m, w, depth, fresh, sums, ahead);
+      return two ? rows<true, true>(x, stride, m, depths, w, depth, fresh, sums, ahead)
+                 : rows<true, false>(x, stride, m, depths, w, depth, fresh, sums, ahead);
+    return two ? rows<false, true>(x, stride, m, depths, w, depth, fresh, sums, ahead)
+               : rows<false, false>(x, stride, m, depths, w, depth, fresh, sums, ahead);
   }
 };
 

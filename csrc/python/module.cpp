@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 
+#include "../cpu/dispatch.h"
 #include "../cpu/features.h"
 #include "network.h"
 
@@ -88,20 +89,21 @@ PYBIND11_MODULE(_runtime, m) {
       "isa",
       [] {
         const char* error = nullptr;
-        const char* isa = fastq::runtime_isa(&error);
-        if (isa == nullptr) throw std::runtime_error(error);
-        return std::string(isa);
-      },
-      "The instruction set whose kernels run here: v2, v3 or v4. RuntimeError where FASTQ_CPU_ISA asks for another.");
-  m.def(
-      "products",
-      [] {
-        const char* error = nullptr;
         const fastq::GemmLoops* loops = fastq::gemm_loops_in_use(&error);
         if (loops == nullptr) throw std::runtime_error(error);
         return std::string(loops->name);
       },
-      "What multiplies codes here: sse4.2, avx2, avx512, vnni or amx. RuntimeError as `isa`.");
+      "The instruction set of the integer products that run here: v2, v3, v4, or beyond it vnni or amx; what has no such "
+      "kernels runs v4's. RuntimeError where FASTQ_CPU_ISA asks for another.");
+  m.def(
+      "best",
+      [] {
+        const char* reason = nullptr;
+        const int level = fastq::best_level(&reason);
+        return std::make_pair(std::string(fastq::kLevelNames[level]), std::string(reason == nullptr ? "" : reason));
+      },
+      "The best of these that this machine runs, '' for none, and why it is not the one above it, where that is not the "
+      "processor's doing.");
   m.attr("compiler") = __VERSION__;
 
   using namespace py::literals;

@@ -852,10 +852,4 @@ void Network::run(const Shape& input, const float* x, float* out) {
     transpose(threads_, last, out, y.batch, y.positions(), y.channels);
 }
 
-const char* runtime_isa(const char** error) {
-  const GemmLoops* chosen = gemm_loops_in_use(error);
-  if (chosen == nullptr) return nullptr;
-  return chosen == &v2::gemm_loops ? "v2" : chosen == &v3::gemm_loops ? "v3" : "v4";
-}
-
 }  // namespace fastq

@@ -123,7 +123,4 @@ class Network {
   std::vector<std::unique_ptr<Buffers>> idle_;
 };
 
-// The level of the instruction set of the kernels in use; null with a message where there is none.
-const char* runtime_isa(const char** error);
-
 }  // namespace fastq

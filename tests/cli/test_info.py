@@ -92,7 +92,7 @@ def test_it_runs_where_torch_does_not_import(copy: Path) -> None:
 def test_a_wrong_instruction_set_is_a_reason(isa: str) -> None:
     result = report(FASTQ_CPU_ISA=isa)
     assert isa in result["backends"]["cpu"]["reason"]
-    assert "FASTQ_CPU_ISA must be v2, v3 or v4" in result["cpu kernels"]["kernels in use"]["error"]
+    assert "FASTQ_CPU_ISA must be v2, v3, v4, vnni or amx" in result["cpu kernels"]["kernels in use"]["error"]
 
 
 def test_a_wrong_option_is_one_line_and_exit_2() -> None:

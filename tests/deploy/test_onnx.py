@@ -16,7 +16,7 @@ import fastq
 from fastq.demo import Digits, images
 from fastq.deploy import IntegerLayer, LookupLayer, WeightOnlyLayer, convert
 from fastq.deploy.fusion import fused, unfuse
-from fastq.nn import LSQ, QUANTIZED
+from fastq.nn import LSQ, QUANTIZED, DirectLinear, DirectWeight
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -168,6 +168,17 @@ def test_every_grid_of_inputs(tmp_path, name):
         assert operators(made).count("QuantizeLinear") == 1
     layer = quantized(nn.Linear(32, 12), WEIGHTS["qil"](3), INPUTS[name](3), x)
     network = convert(nn.Sequential(layer))
+    agrees(network, tmp_path / "net.onnx", x)
+
+
+@pytest.mark.parametrize("codes", [(0, 200), (-3, 200)])
+@pytest.mark.parametrize("source", ["lsq", "lsq+"])
+def test_weights_beyond_int8(tmp_path, codes, source):
+    """A layer that is not plain stores them less 128 or so, which is the zero-point in the file."""
+    torch.manual_seed(0)
+    x, layer = drawn((8, 16), 1).abs(), nn.Linear(16, 6)
+    network = convert(nn.Sequential(quantized(layer, LSQ(codes), INPUTS[source](8), x)))
+    assert network[0].plain == (source == "lsq") and (network[0].plain or network[0].weights.zero > 0)
     agrees(network, tmp_path / "net.onnx", x)
 
 

@@ -231,11 +231,12 @@ print(test_engine._runtime.isa())
 """
 
 
-@pytest.mark.parametrize("level", ["v2", "v3", "v4"])
+@pytest.mark.parametrize("level", ["v2", "v3", "v4", "vnni", "amx"])
 def test_every_instruction_set(level: str) -> None:
-    runs = {"v2": "sse4_2", "v3": "avx2", "v4": "avx512vl"}[level] in Path("/proc/cpuinfo").read_text()
+    flag = {"v2": "sse4_2", "v3": "avx2", "v4": "avx512vl", "vnni": "avx512_vnni", "amx": "amx_int8"}[level]
+    runs = flag in Path("/proc/cpuinfo").read_text()
     built = json.loads((Path(fastq.__file__).parent / "lib" / "build.json").read_text())["cpu"]  # fewer in a build for development
-    if not runs or level not in built or level == _runtime.isa():
+    if not runs or (level if level[0] == "v" and level[1:].isdigit() else "v4") not in built or level == _runtime.isa():
         return  # tests/native/test_library.py looks at its code; or it served the tests above
     here = Path(__file__).parent
     environment = {**os.environ, "FASTQ_CPU_ISA": level, "FASTQ_BACKEND": ""}
