@@ -362,22 +362,48 @@ MUTANTS = [
     *mutants(
         "csrc/cpu/gemm.cpp",
         (
-            "cpu-gemm-groups", "fold<E>(c, b, s.columns, s.sums, g == 0, s.y);", "fold<E>(c, b, s.columns, s.sums, true, s.y);",
-            f"{ENGINE}::test_groups_have_the_references_bits", "the groups add up",
+            "cpu-image-border", "const int64_t left = least(w.left, image.width)", "const int64_t left = least(w.top, image.width)",
+            f"{ENGINE}::test_images_that_are_read_as_they_lie", "the sides of an image have a border of their own",
+        ),
+        (
+            "cpu-image-lines", "const int64_t line = i / x.width,", "const int64_t line = i / x.inside,",
+            f"{ENGINE}::test_images_that_are_read_as_they_lie", "positions beyond a line are no outputs",
+        ),
+        (
+            "cpu-gemm-steps", "first == begin, ahead);\n          continue;", "true, ahead);\n          continue;",
+            f"{ENGINE}::test_accumulators_of_several_blocks", "the steps along K add up",
         ),
         (
             "cpu-gemm-padding", "left = j * w.sw - w.left;", "left = j * w.sw - w.top;",
             f"{ENGINE}::test_convolutions_have_the_references_bits", "the sides have a padding of their own",
         ),
+    ),
+    *mutants(
+        "csrc/cpu/epilogue.h",
+        (
+            "cpu-gemm-groups", "if (scale_group > 0) v", "if (scale_group > 1) v",
+            f"{ENGINE}::test_groups_have_the_references_bits", "the groups add up",
+        ),
         (
             "cpu-gemm-zero-group", "c.zero[n * c.scale_step + scale_group]", "c.zero[n * c.scale_step]",
             f"{ENGINE}::test_groups_have_the_references_bits", "each group has its zero-point",
+        ),
+        (
+            "cpu-codes-close-to-half", "kClose = 0x3effe000", "kClose = 0x3f800000",
+            f"{ENGINE}::test_codes_next_to_half_a_code_are_those_of_the_division", "an inverse rounds otherwise than a division",
+        ),
+    ),
+    *mutants(
+        "csrc/cpu/blocks.h",
+        (
+            "cpu-third-bit", "field |= ((third >> j) & in_bytes(1)) << 2;", "field |= ((third >> j) & in_bytes(1)) << 1;",
+            f"{ENGINE}::test_accumulators_of_several_blocks", "the third bit of three has its place",
         ),
     ),
     *mutants(
         "csrc/torch/gemm.cpp",
         (
-            "gemm-form-lies", "data.size(0) == c.n && data.size(1) == c.row_bytes", "data.size(0) == c.n",
+            "gemm-form-lies", "data.size(0) == rows && data.size(1) == c.row_bytes", "data.size(0) == rows",
             f"{ENGINE}::test_a_linear_call_that_lies_about_its_tensors_is_refused", "bytes that are not there must not be read",
         ),
         (
@@ -1316,6 +1342,10 @@ MUTANTS = [
         (
             "packing-neighbours", "for width in (8, 16, 32):  #", "for width in (8, 16):  #",
             f"{PACKED}::test_every_field_lies_where_the_layout_says", "three steps bring eight fields together",
+        ),
+        (
+            "packing-third-bit", "joined_lines((words >> 2) & lanes(1, 8), 1)", "joined_lines((words >> 1) & lanes(1, 8), 1)",
+            f"{PACKED}::test_every_field_lies_in_its_block", "the third bits have lines of their own",
         ),
         (
             "packing-widened-sign", "else sign_extended(codes.contiguous() ^ 2 ** (bits - 1), bits)",

@@ -17,11 +17,11 @@ The elements of a row (an output channel) follow one another along K: those of a
     tile's 64 holds the elements j, j + 64, ..., j + 64 * (f - 1), the first one in the lowest bits. One mask then gives 64
     elements that are neighbours in K. Fields of 3 bits are widened to 4 there.
 ``blocks``
-    That of CPUs: tiles of 16 rows by 64 elements, those of 16 rows one after another along K; N and K are padded with zeros. A tile
-    has 16 lines of 64 bytes, byte ``4*i + j`` of line r being element ``4*r + j`` of row i: of each row four neighbours in K, what
-    one lane of a dot product takes. With 8 bits the bytes are fields. With fewer they are ``field + 2**(bits-1)``, numbers without a
-    sign: of 4 bits, byte j of 64 has byte j of two lines, the first in the lower half; of 2 bits, of four lines; of 3 bits come the
-    lower two bits of all lines and then the third ones, eight lines in 64 bytes.
+    That of CPUs: tiles of 16 rows by 64 elements, those of 16 rows one after another along K; N and K are padded with fields
+    that are 0. A tile has 16 lines of 64 bytes, byte ``4*i + j`` of line r being element ``4*r + j`` of row i: of each row four
+    neighbours in K, what one lane of a dot product takes. With 8 bits the bytes are fields. With fewer they are
+    ``field + 2**(bits-1)``, numbers without a sign: of 4 bits, byte j of 64 has byte j of two lines, the first in the lower half;
+    of 2 bits, of four lines; of 3 bits come the lower two bits of all lines and then the third ones, eight lines in 64 bytes.
 """
 
 from __future__ import annotations
@@ -182,6 +182,9 @@ def pack_blocks(fields: torch.Tensor, bits: int) -> torch.Tensor:
     short = -n % BLOCK_ROWS, -k % BLOCK_DEPTH
     fields = torch.nn.functional.pad(fields, (0, short[1], 0, short[0])) if any(short) else fields.contiguous()
     blocks, tiles = len(fields) // BLOCK_ROWS, fields.shape[1] // BLOCK_DEPTH
+    if torch.compiler.is_compiling() and bits == 8:  # which cannot ask where a tensor begins
+        parts = fields.view(blocks, BLOCK_ROWS, tiles, 16, 4).permute(0, 2, 3, 1, 4)
+        return parts.reshape(blocks, tiles * BLOCK_ROWS * BLOCK_DEPTH).view(torch.uint8)
     flat = fields.view(-1)
     fours = (flat.clone() if flat.storage_offset() % 4 else flat).view(torch.int32)
     lines = fours.view(blocks, BLOCK_ROWS, tiles, 16).permute(0, 2, 3, 1).contiguous().view(-1).view(torch.uint8)

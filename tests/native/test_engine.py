@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,94 @@ def test_the_table_gives_cpu_tensors_to_the_cpu_kernels() -> None:
         assert same_bits(fastq.int_linear(x, weight), fastq.int_linear(x, weight, kernel="reference"))
 
 
-# Blocks have 64 rows, 32 columns, 512 elements of K (256 of floating point numbers).
+# A task has up to 256 rows, a panel 32 columns, a step along K 512 elements, 4096 of 8-bit weights (128 of floating point numbers).
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize(("m", "n", "k"), [(64, 32, 512), (65, 33, 513), (130, 67, 1100), (2, 97, 1024), (1, 31, 2049)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(64, 32, 512), (65, 33, 513), (260, 67, 1100), (2, 97, 1024), (1, 31, 2049), (5, 17, 4200)]
+)
 def test_accumulators_of_several_blocks(m: int, n: int, k: int, bits: int) -> None:
     for zeros, x_dtype, x_zero in ((False, I8, 0), (True, torch.uint8, 200)):
         product = Product(m, n, k, bits, torch.uint8, x_dtype, zeros, x_zero_point=x_zero, extreme=k == 1100)
         acc = fastq.int_linear(product.x(), product.weight()[0], x_zero_point=x_zero, out_dtype=torch.int32)
         assert torch.equal(acc.long(), product.accumulators())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_images_that_are_read_as_they_lie(bits: int) -> None:
+    """Without a copy for each tap: channels in whole tiles, a stride of 1. Lines of several tasks, borders of their own."""
+    for shape, kernel, padding, dilation in (
+        ((2, 64, 9, 33), (3, 3), (1, 0, 2, 1), 1), ((1, 128, 5, 4), (2, 3), (2, 2, 0, 0), 2),
+        ((3, 64, 1, 1), (3, 3), (1, 1, 1, 1), 1), ((1, 64, 40, 3), (1, 1), (0, 0, 0, 0), 1), ((1, 64, 3, 200), (3, 1), (0, 3, 1, 1), 1),
+    ):  # fmt: skip
+        for x_dtype, zero in ((I8, -3), (torch.uint8, 200)):
+            x, codes = drawn_codes(shape, 8, x_dtype), drawn_codes((35, shape[1], *kernel), bits, torch.uint8)
+            weight = fastq.pack(codes, bits, scale=1.0, zero_point=drawn_codes((35,), bits, torch.uint8).int())
+            keywords: dict[str, Any] = {"padding": padding, "dilation": dilation, "x_zero_point": zero}
+            acc, wanted = both(fastq.int_conv2d, x, weight, out_dtype=torch.int32, **keywords)
+            assert torch.equal(acc, wanted)
+            out = {"out_scale": 300.0, "activation": "relu", "residual": normal(*acc.shape) * 1000}
+            assert same_bits(*both(fastq.int_conv2d, x, weight, x_scale=0.5, **keywords, **out))
+
+
+def test_codes_next_to_half_a_code_are_those_of_the_division() -> None:
+    """The kernels multiply by an inverse where that gives the same code: numbers on, above and below all ties, and far beyond."""
+    for scale in (0.1, 3.0, 1 / 3, 1.7e-31, 2.0**-130, 2.0**120):
+        ties = (torch.arange(-300, 300, dtype=torch.float64) + 0.5) * torch.tensor(scale, dtype=torch.float32).double()
+        middle = ties.to(torch.float32)
+        values = torch.cat([middle, middle.nextafter(torch.tensor(torch.inf)), middle.nextafter(torch.tensor(-torch.inf))])
+        special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-45])
+        bias = torch.cat([values, special]).repeat(2)
+        weight = fastq.pack(torch.zeros(len(bias), 8, dtype=I8), 8, scale=1.0)
+        x = torch.ones(3, 8, dtype=I8)
+        for range_, zero in (((-128, 127), 0), ((-100, 90), 7)):
+            for activation in (None, "relu"):
+                call = {"bias": bias, "out_scale": scale, "out_range": range_, "out_zero_point": zero, "activation": activation}
+                assert same_bits(*both(fastq.int_linear, x, weight, **call))
+
+
+def test_products_of_several_threads_and_libraries_at_once() -> None:
+    """Each has its own memory and its own tile registers, also right after torch's products, which use them too."""
+    cases = []
+    for seed, (m, n, k, bits) in enumerate([(1, 70, 300, 4), (40, 33, 520, 8), (300, 64, 200, 3), (17, 200, 1030, 2)]):
+        product = Product(m, n, k, bits, I8, I8, seed % 2 == 0, x_zero_point=0, extreme=False)
+        a, b = normal(33, k, seed=seed).bfloat16(), normal(k, 48, seed=seed + 9).bfloat16()
+        cases.append((product.x(), product.weight()[0], product.accumulators(), a, b, a @ b))
+    problems: list[int] = []
+
+    def run(first: int) -> None:
+        for turn in range(40):
+            x, weight, wanted, a, b, ab = cases[(first + turn) % len(cases)]
+            if not torch.equal(fastq.int_linear(x, weight, out_dtype=torch.int32).long(), wanted) or not torch.equal(a @ b, ab):
+                problems.append(turn)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+
+
+REFUSED_STATE = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("memory", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(8192)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, 8192)), None) == 0
+from fastq import _runtime
+print(_runtime.best()[0], _runtime.isa())
+print(_runtime.best()[1])
+"""
+
+
+@pytest.mark.skipif("amx_int8" not in Path("/proc/cpuinfo").read_text(), reason="this processor has no AMX to be refused")
+def test_without_the_systems_leave_vnni_serves_and_says_why() -> None:
+    # Linux gives the state of tiles to no process whose signals would find no room for it on their stack.
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED_STATE], capture_output=True, text=True, env={**os.environ, "FASTQ_CPU_ISA": ""}
+    )
+    assert done.stdout.splitlines()[0] == "vnni vnni", done.stderr
+    assert "refuses the state of AMX tiles" in done.stdout
 
 
 def test_every_combination_of_extremes_at_the_longest_k() -> None:
@@ -219,6 +300,10 @@ import fastq, test_engine
 for m, n, k in ((65, 33, 513), (1, 31, 2049)):
     for bits in (2, 3, 4, 8):
         test_engine.test_accumulators_of_several_blocks(m, n, k, bits)
+for bits in (3, 8):
+    test_engine.test_images_that_are_read_as_they_lie(bits)
+test_engine.test_codes_next_to_half_a_code_are_those_of_the_division()
+test_engine.test_products_of_several_threads_and_libraries_at_once()
 for keywords in test_engine.EPILOGUES:
     test_engine.test_epilogues_have_the_references_bits(keywords)
 for index in (0, 4):

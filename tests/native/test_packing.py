@@ -42,7 +42,7 @@ def pointer(t: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(t.data_ptr())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["rows", "tiles"])  # `blocks`: tests/native/engine.cpp
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_each_element_is_the_one_that_unpack_gives(header: ctypes.CDLL, bits: int, layout: str) -> None:
     for k in LENGTHS:
