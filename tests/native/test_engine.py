@@ -63,7 +63,8 @@ def test_images_that_are_read_as_they_lie(bits: int) -> None:
     """Without a copy for each tap: channels in whole tiles, a stride of 1. Lines of several tasks, borders of their own."""
     for shape, kernel, padding, dilation in (
         ((2, 64, 9, 33), (3, 3), (1, 0, 2, 1), 1), ((1, 128, 5, 4), (2, 3), (2, 2, 0, 0), 2),
-        ((3, 64, 1, 1), (3, 3), (1, 1, 1, 1), 1), ((1, 64, 40, 3), (1, 1), (0, 0, 0, 0), 1), ((1, 64, 3, 200), (3, 1), (0, 3, 1, 1), 1),
+        ((3, 64, 1, 1), (3, 3), (1, 1, 1, 1), 1), ((1, 64, 40, 3), (1, 1), (0, 0, 0, 0), 1),
+        ((1, 64, 3, 200), (3, 1), (0, 3, 1, 1), 1),
     ):  # fmt: skip
         for x_dtype, zero in ((I8, -3), (torch.uint8, 200)):
             x, codes = drawn_codes(shape, 8, x_dtype), drawn_codes((35, shape[1], *kernel), bits, torch.uint8)
