@@ -101,8 +101,8 @@ using Sums = DotProducts;
 using Sums = Pairs;
 #endif
 
-constexpr int64_t kWholeStep = 4096;                     // elements of K at a time where nothing is unpacked
-constexpr int64_t kStep = 512;                           // elements of K at a time
+constexpr int64_t kWholeStep = 4096;  // of tiles and where nothing is unpacked: fewer sums are stored and loaded
+constexpr int64_t kStep = 512;        // elements of K at a time
 constexpr int64_t kStepTiles = kStep / kBlockDepth + 1;  // that they may lie in
 constexpr int64_t kPanelBytes = kPanelBlocks * kStepTiles * kTileSize;
 constexpr int64_t kTaskRows = 256;      // of a task, where all rows are packed first
@@ -413,7 +413,7 @@ struct IntegerProduct {
         continue;
       }
 #endif
-      const int64_t step = c.bits == 8 ? kWholeStep : kStep;
+      const int64_t step = c.bits == 8 && plan.tiles ? kWholeStep : kStep;
       for (int64_t first = begin; first < end; first += step) {
         const int64_t count = least(step, end - first);
         const Lines w = lines_of(c, b, first, count, s.panel);

@@ -98,6 +98,7 @@ struct DotProducts {
                    bool fresh, uint32_t* sums) {
     int64_t i = 0;
     for (; i + 12 <= m; i += 12) tiles<kSigned, 12>(x + i * stride, stride, depths, w, lines, fresh, sums + i * kPanel);
+    for (; i + 8 <= m; i += 8) tiles<kSigned, 8>(x + i * stride, stride, depths, w, lines, fresh, sums + i * kPanel);
     for (; i + 4 <= m; i += 4) tiles<kSigned, 4>(x + i * stride, stride, depths, w, lines, fresh, sums + i * kPanel);
     for (; i < m; ++i) tiles<kSigned, 1>(x + i * stride, stride, depths, w, lines, fresh, sums + i * kPanel);
   }
