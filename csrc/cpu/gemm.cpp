@@ -47,10 +47,19 @@ struct Codes {
 #endif
   }
 };
-template <class S>
+template <class S, Stored kIs>
 struct Numbers : FloatsOf<S> {
   using Packed = float;
+  static constexpr Stored kStored = kIs;
 };
+#if defined(__AMX_BF16__)
+// bfloat16 as it is.
+struct Halves {
+  using Element = uint16_t;
+  using Packed = uint16_t;
+  FASTQ_HD static void load(const Element* from, int64_t n, Packed* to) { std::memcpy(to, from, n * sizeof(Element)); }
+};
+#endif
 
 // Row `row` of the matrix that is multiplied: K elements, `zero` where a convolution looks beyond the image.
 template <class X>
@@ -193,7 +202,27 @@ void pack_codes(const GemmCall& c, const GemmPlan& plan, int64_t row, int64_t gr
   widen(depth, with_sign, to);
 }
 
+// Whether floating point numbers are multiplied as bfloat16: groups of K begin with a tile.
+FASTQ_HD bool as_bfloat16(const GemmCall& c) {
+#if defined(__AMX_BF16__)
+  return !c.integer() && (c.group_size % BFloat16Sums::kDepth == 0 || c.scale_groups == 1);
+#else
+  (void)c;
+  return false;
+#endif
+}
+FASTQ_HD int64_t bytes_of_floats(const GemmCall& c) {
+#if defined(__AMX_BF16__)
+  if (as_bfloat16(c)) return multiple(c.k, BFloat16Sums::kDepth) * BFloat16Sums::terms(c.x_type) * 2;
+#endif
+  return depth_of(c) * 4;
+}
+
+#if defined(__AMX_BF16__)
+constexpr int64_t kFloatPanelBytes = (FloatSums::kStep * 4 > BFloat16Sums::kStep * 2 ? FloatSums::kStep * 4 : BFloat16Sums::kStep * 2) * kPanel;
+#else
 constexpr int64_t kFloatPanelBytes = FloatSums::kStep * kPanel * 4;
+#endif
 
 // Lines of an image with the border that its convolution sees, as a task has them: of each pixel the channels, packed.
 // Outputs are numbered as positions of its lines, and where a tap looks is the same number of pixels away from all of
@@ -439,13 +468,73 @@ struct FloatProduct {
   Columns<kPanel> columns;
 
   static void pack(const GemmCall& c, int64_t row, int64_t group, uint8_t* to) {
+#if defined(__AMX_BF16__)
+    if (as_bfloat16(c)) {
+      // A whole row first, at the end of where its terms are to be.
+      constexpr int64_t kTerms = BFloat16Sums::terms(X::kStored);
+      const int64_t depth = multiple(c.k, BFloat16Sums::kDepth);
+      const auto whole = [&](auto x) {
+        using Packed = typename decltype(x)::Packed;
+        auto* numbers = reinterpret_cast<Packed*>(to + depth * (kTerms * 2 - int64_t(sizeof(Packed))));
+        gather<decltype(x)>(c, row, group, 0, numbers);
+        fill_zeros(numbers, c.k, depth);
+      };
+      if constexpr (kTerms == 1)
+        whole(Halves());
+      else
+        whole(X());
+      return BFloat16Sums::split<kTerms>(depth, to);
+    }
+#endif
     gather<X>(c, row, group, 0.0f, reinterpret_cast<float*>(to));
   }
 
-  void run(const Block& b, const Rows& x) {
-    const int64_t offset = b.column % kBlockRows, stride = plan.stride / 4;
-    auto* sums = reinterpret_cast<float*>(s.sums);
+  // The sums of elements [begin, end) of K, a group. `zero`: of the panel's columns, with what was added to fields.
+  void add(const Block& b, const Rows& x, int64_t begin, int64_t end, const int32_t* zero, float* sums) {
+#if defined(__AMX_BF16__)
+    if (as_bfloat16(c)) return add_bfloat16(b, x, begin, end, zero, sums);
+#endif
     auto* panel = reinterpret_cast<float*>(s.numbers);
+    for (int64_t first = begin; first < end; first += FloatSums::kStep) {
+      const int64_t count = least(FloatSums::kStep, end - first);
+      const Lines w = lines_of(c, b, first, count, s.panel);
+      for (int j = 0; j < kPanelBlocks; ++j)
+        if (w.block[j] != nullptr)
+          FloatSums::weights(w.block[j], c.bits == 8, count, zero + j * kBlockRows, panel + j * kBlockRows);
+      FloatSums::multiply(reinterpret_cast<const float*>(x.x) + first, x.stride / 4, b.rows, panel, count,
+                          first == begin, sums);
+    }
+  }
+
+#if defined(__AMX_BF16__)
+  void add_bfloat16(const Block& b, const Rows& x, int64_t begin, int64_t end, const int32_t* zero, float* sums) {
+    using B = BFloat16Sums;
+    constexpr int kTerms = B::terms(X::kStored);
+    const int64_t block = b.column / kBlockRows, blocks = (b.column + b.columns - 1) / kBlockRows - block + 1;
+    const uint8_t* from = c.weight + block * c.row_bytes;
+    const auto depth_of_part = [&](int64_t count) { return (count + B::kDepth - 1) / B::kDepth; };
+    const auto x_at = [&](int64_t first) { return x.x + first / B::kDepth * kTerms * kLineBytes; };
+    if (!plan.tiles) {
+      for (int64_t j = 0; j < blocks; ++j)
+        B::multiply_few<kTerms>(c.bits, x_at(begin), x.stride, b.rows, from + j * c.row_bytes, begin,
+                                depth_of_part(end - begin), zero + j * kBlockRows, sums + j * kBlockRows);
+      return;
+    }
+    for (int64_t first = begin; first < end; first += B::kStep) {
+      const int64_t count = least(B::kStep, end - first), depth = depth_of_part(count);
+      for (int64_t j = 0; j < blocks; ++j)
+        B::unpack(c.bits, from + j * c.row_bytes, first, depth, zero + j * kBlockRows, s.numbers + j * B::kBlockBytes);
+      const int64_t times = 2 * ((b.rows + kRowsTogether - 1) / kRowsTogether);
+      Ahead ahead = ahead_of(c, b, first, count, times);
+      B::multiply<kTerms>(x_at(first), x.stride, b.rows, s.numbers, blocks == kPanelBlocks, depth, first == begin, sums,
+                          ahead);
+    }
+  }
+#endif
+
+  void run(const Block& b, const Rows& x) {
+    const int64_t offset = b.column % kBlockRows;
+    auto* sums = reinterpret_cast<float*>(s.sums);
     columns.set(c, b);
     for (int64_t i = 0; c.k == 0 && i < b.rows * kPanel; ++i) sums[i] = 0.0f;
     for (int64_t g = 0; g < c.scale_groups; ++g) {
@@ -456,15 +545,7 @@ struct FloatProduct {
         const int64_t n = j < offset || j - offset >= b.columns ? b.column : b.column + j - offset;
         zero[j] = block_middle(c.bits) + (c.zero == nullptr ? 0 : c.zero[n * c.scale_step + g]);
       }
-      for (int64_t first = begin; first < end; first += FloatSums::kStep) {
-        const int64_t count = least(FloatSums::kStep, end - first);
-        const Lines w = lines_of(c, b, first, count, s.panel);
-        for (int j = 0; j < kPanelBlocks; ++j)
-          if (w.block[j] != nullptr)
-            FloatSums::weights(w.block[j], c.bits == 8, count, zero + j * kBlockRows, panel + j * kBlockRows);
-        FloatSums::multiply(reinterpret_cast<const float*>(x.x) + first, stride, b.rows, panel, count, first == begin,
-                            sums);
-      }
+      if (begin < end) add(b, x, begin, end, zero, sums);
       for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
         const Block part = {b.row + i, least(kRowsTogether, b.rows - i), b.column, b.columns, b.group};
         fold(
@@ -564,9 +645,9 @@ struct Depthwise {
 template <class Body>
 FASTQ_HD void each_product(const GemmCall& c, const Body& body) {
   switch (c.x_type) {
-    case Stored::bf16: return body(FloatProduct<Numbers<BFloat16>>::pack);
-    case Stored::f16: return body(FloatProduct<Numbers<Float16>>::pack);
-    default: return body(FloatProduct<Numbers<Float32>>::pack);
+    case Stored::bf16: return body(FloatProduct<Numbers<BFloat16, Stored::bf16>>::pack);
+    case Stored::f16: return body(FloatProduct<Numbers<Float16, Stored::f16>>::pack);
+    default: return body(FloatProduct<Numbers<Float32, Stored::f32>>::pack);
   }
 }
 
@@ -588,12 +669,14 @@ GemmPlan plan_of(const GemmCall& c) {
   }
   const int64_t depth = depth_of(c);
   p.groups = c.convolution ? c.window.groups : 1;
-  int64_t bytes = c.integer() ? depth * Sums::kElement + (has_totals(c) ? c.scale_groups * 4 : 0) : depth * 4;
+  int64_t bytes = c.integer() ? depth * Sums::kElement + (has_totals(c) ? c.scale_groups * 4 : 0)
+                              : bytes_of_floats(c);
   // Rows an odd number of lines apart do not fall into the same sets of the cache.
   bytes = multiple(bytes, kLineBytes);
   p.stride = bytes / kLineBytes % 2 == 0 ? bytes + kLineBytes : bytes;
 #if defined(__AMX_INT8__)
-  p.tiles = c.integer() && c.m > DotProducts::kFewRows && whole_tiles(c);
+  p.tiles = c.integer() ? c.m > DotProducts::kFewRows && whole_tiles(c)
+                        : as_bfloat16(c) && c.m * BFloat16Sums::terms(c.x_type) > BFloat16Sums::kMostTerms;
 #endif
   const int64_t of_group = c.n / p.groups;
   const int64_t panels = (of_group + (of_group % kBlockRows == 0 ? 0 : kBlockRows - 1) + kPanel - 1) / kPanel;
@@ -732,21 +815,21 @@ void product(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, int
   const auto run = [&](auto task_of) {
     for (int64_t task = begin; task < end; ++task) task_of(c, plan, packed, task, memory);
   };
-  if (!c.integer()) {
+  const auto run_tasks = [&] {
+    if (c.integer()) return run(plan.lines > 0 ? run_image_task : run_task<IntegerProduct>);
     switch (c.x_type) {
-      case Stored::bf16: return run(run_task<FloatProduct<Numbers<BFloat16>>>);
-      case Stored::f16: return run(run_task<FloatProduct<Numbers<Float16>>>);
-      default: return run(run_task<FloatProduct<Numbers<Float32>>>);
+      case Stored::bf16: return run(run_task<FloatProduct<Numbers<BFloat16, Stored::bf16>>>);
+      case Stored::f16: return run(run_task<FloatProduct<Numbers<Float16, Stored::f16>>>);
+      default: return run(run_task<FloatProduct<Numbers<Float32, Stored::f32>>>);
     }
-  }
-  const auto task = plan.lines > 0 ? run_image_task : run_task<IntegerProduct>;
+  };
 #if defined(__AMX_INT8__)
   if (plan.tiles) {
     const TileState state;
-    return run(task);
+    return run_tasks();
   }
 #endif
-  run(task);
+  run_tasks();
 }
 
 // ---- weights
