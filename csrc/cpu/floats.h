@@ -90,6 +90,9 @@ struct BFloat16Sums {
     return type == Stored::bf16 ? 1 : type == Stored::f16 ? 2 : 3;
   }
 
+  // Of elements of K from the beginning of a tile on.
+  FASTQ_HD static constexpr int64_t tiles(int64_t count) { return (count + kDepth - 1) / kDepth; }
+
   // What is left of x after its first term: nothing of infinities and NaN.
   FASTQ_HD static __m512 rest(__m512 x) {
     const __m512i bits = _mm512_castps_si512(x);

@@ -115,6 +115,7 @@ constexpr int64_t kStep = 512;                           // elements of K at a t
 constexpr int64_t kStepTiles = kStep / kBlockDepth + 1;  // that they may lie in
 constexpr int64_t kPanelBytes = kPanelBlocks * kStepTiles * kTileSize;
 constexpr int64_t kTaskRows = 256;     // of a task, where all rows are packed first
+constexpr int64_t kTaskBytes = 9 << 17;  // of its rows' floating point numbers, as many as a cache keeps
 constexpr int64_t kOwnRows = 64;       // where a task packs its own, which are to stay in its cache
 constexpr int64_t kSharedRows = 512;   // of a convolution, at most, to be packed first
 constexpr int64_t kRowsTogether = 32;  // whose sums become outputs as soon as they are whole
@@ -471,7 +472,6 @@ struct FloatProduct {
 #if defined(__AMX_BF16__)
     if (as_bfloat16(c)) {
       // A whole row first, at the end of where its terms are to be.
-      constexpr int64_t kTerms = BFloat16Sums::terms(X::kStored);
       const int64_t depth = multiple(c.k, BFloat16Sums::kDepth);
       const auto whole = [&](auto x) {
         using Packed = typename decltype(x)::Packed;
@@ -489,72 +489,119 @@ struct FloatProduct {
     gather<X>(c, row, group, 0.0f, reinterpret_cast<float*>(to));
   }
 
-  // The sums of elements [begin, end) of K, a group. `zero`: of the panel's columns, with what was added to fields.
-  void add(const Block& b, const Rows& x, int64_t begin, int64_t end, const int32_t* zero, float* sums) {
+  // Unpacks elements [first, first + count) of the panel's K. `zero`: of its columns, with what was added to fields.
+  FASTQ_HD void unpack(const Block& b, int64_t first, int64_t count, const int32_t* zero) const {
 #if defined(__AMX_BF16__)
-    if (as_bfloat16(c)) return add_bfloat16(b, x, begin, end, zero, sums);
-#endif
-    auto* panel = reinterpret_cast<float*>(s.numbers);
-    for (int64_t first = begin; first < end; first += FloatSums::kStep) {
-      const int64_t count = least(FloatSums::kStep, end - first);
-      const Lines w = lines_of(c, b, first, count, s.panel);
-      for (int j = 0; j < kPanelBlocks; ++j)
-        if (w.block[j] != nullptr)
-          FloatSums::weights(w.block[j], c.bits == 8, count, zero + j * kBlockRows, panel + j * kBlockRows);
-      FloatSums::multiply(reinterpret_cast<const float*>(x.x) + first, x.stride / 4, b.rows, panel, count,
-                          first == begin, sums);
-    }
-  }
-
-#if defined(__AMX_BF16__)
-  void add_bfloat16(const Block& b, const Rows& x, int64_t begin, int64_t end, const int32_t* zero, float* sums) {
-    using B = BFloat16Sums;
-    constexpr int kTerms = B::terms(X::kStored);
-    const int64_t block = b.column / kBlockRows, blocks = (b.column + b.columns - 1) / kBlockRows - block + 1;
-    const uint8_t* from = c.weight + block * c.row_bytes;
-    const auto depth_of_part = [&](int64_t count) { return (count + B::kDepth - 1) / B::kDepth; };
-    const auto x_at = [&](int64_t first) { return x.x + first / B::kDepth * kTerms * kLineBytes; };
-    if (!plan.tiles) {
-      for (int64_t j = 0; j < blocks; ++j)
-        B::multiply_few<kTerms>(c.bits, x_at(begin), x.stride, b.rows, from + j * c.row_bytes, begin,
-                                depth_of_part(end - begin), zero + j * kBlockRows, sums + j * kBlockRows);
+    if (as_bfloat16(c)) {
+      for (int64_t j = 0; j < blocks_of_panel(b); ++j)
+        BFloat16Sums::unpack(c.bits, block_of(b, j), first, BFloat16Sums::tiles(count), zero + j * kBlockRows,
+                             s.numbers + j * BFloat16Sums::kBlockBytes);
       return;
     }
-    for (int64_t first = begin; first < end; first += B::kStep) {
-      const int64_t count = least(B::kStep, end - first), depth = depth_of_part(count);
-      for (int64_t j = 0; j < blocks; ++j)
-        B::unpack(c.bits, from + j * c.row_bytes, first, depth, zero + j * kBlockRows, s.numbers + j * B::kBlockBytes);
-      const int64_t times = 2 * ((b.rows + kRowsTogether - 1) / kRowsTogether);
-      Ahead ahead = ahead_of(c, b, first, count, times);
-      B::multiply<kTerms>(x_at(first), x.stride, b.rows, s.numbers, blocks == kPanelBlocks, depth, first == begin, sums,
-                          ahead);
-    }
-  }
 #endif
+    const Lines w = lines_of(c, b, first, count, s.panel);
+    for (int j = 0; j < kPanelBlocks; ++j)
+      if (w.block[j] != nullptr)
+        FloatSums::weights(w.block[j], c.bits == 8, count, zero + j * kBlockRows,
+                           reinterpret_cast<float*>(s.numbers) + j * kBlockRows);
+  }
+
+  // Rows [i, i + rows) by what was unpacked.
+  FASTQ_HD void multiply(const Block& b, const Rows& x, int64_t i, int64_t rows, int64_t first, int64_t count,
+                         bool fresh, Ahead& ahead) const {
+    const uint8_t* from = x.x + i * x.stride;
+    auto* sums = reinterpret_cast<float*>(s.sums) + i * kPanel;
+#if defined(__AMX_BF16__)
+    if (as_bfloat16(c))
+      return BFloat16Sums::multiply<kTerms>(from + first * kTerms * 2, x.stride, rows, s.numbers,
+                                            blocks_of_panel(b) == kPanelBlocks, BFloat16Sums::tiles(count), fresh, sums,
+                                            ahead);
+#endif
+    (void)b, (void)ahead;
+    FloatSums::multiply(reinterpret_cast<const float*>(from) + first, x.stride / 4, rows,
+                        reinterpret_cast<const float*>(s.numbers), count, fresh, sums);
+  }
+
+  // Rows [i, i + rows) of the block, whose sums over a group of K are whole.
+  void settle(const Block& b, int64_t i, int64_t rows, int64_t scale_group) const {
+    const float* sums = reinterpret_cast<const float*>(s.sums) + i * kPanel + b.column % kBlockRows;
+    float* y = s.y + i * kPanel;
+    if (scale_group + 1 < c.scale_groups) return add_group(rows, sums, scale_group == 0, y);
+    const Block part = {b.row + i, rows, b.column, b.columns, b.group};
+    fold(
+        c, part, columns, scale_group, [&](int64_t r, int64_t j) { return load_bits<F32>(sums + r * kPanel + j); }, y);
+  }
+  // What fold does of a group that is not the last one, for whole rows of the panel.
+  FASTQ_HD void add_group(int64_t rows, const float* sums, bool first, float* y) const {
+    F32 scale[kPanel / kWidth];
+    for (int64_t j = 0; j < kPanel / kWidth; ++j) scale[j] = load_bits<F32>(columns.scale + j * kWidth);
+    for (int64_t i = 0; i < rows * kPanel; i += kPanel)
+      for (int64_t j = 0; j < kPanel / kWidth; ++j) {
+        const F32 v = load_bits<F32>(sums + i + j * kWidth) * scale[j];
+        float* to = y + i + j * kWidth;
+        store_bits(to, first ? v : load_bits<F32>(to) + v);
+      }
+  }
 
   void run(const Block& b, const Rows& x) {
     const int64_t offset = b.column % kBlockRows;
     auto* sums = reinterpret_cast<float*>(s.sums);
     columns.set(c, b);
-    for (int64_t i = 0; c.k == 0 && i < b.rows * kPanel; ++i) sums[i] = 0.0f;
+    columns.set_scale(c, b, 0);
+    if (c.k == 0) {  // groups of no element
+      for (int64_t i = 0; i < b.rows * kPanel; ++i) sums[i] = 0.0f;
+      settle(b, 0, b.rows, 0);
+      return;
+    }
+    alignas(64) int32_t zero[kPanel];
+    for (int64_t j = 0; j < kPanel; ++j) zero[j] = block_middle(c.bits);
     for (int64_t g = 0; g < c.scale_groups; ++g) {
       const int64_t begin = g * c.group_size, end = least(begin + c.group_size, c.k);
-      columns.set_scale(c, b, g);
-      alignas(64) int32_t zero[kPanel];
-      for (int64_t j = 0; j < kPanel; ++j) {
-        const int64_t n = j < offset || j - offset >= b.columns ? b.column : b.column + j - offset;
-        zero[j] = block_middle(c.bits) + (c.zero == nullptr ? 0 : c.zero[n * c.scale_step + g]);
+      const int64_t at = b.column * c.scale_step + g;
+      for (int64_t j = 0; j < b.columns; ++j) columns.scale[j] = c.scale[at + j * c.scale_step];
+      if (c.zero != nullptr)
+        for (int64_t j = 0; j < b.columns; ++j)
+          zero[offset + j] = block_middle(c.bits) + c.zero[at + j * c.scale_step];
+      int64_t step = FloatSums::kStep;
+#if defined(__AMX_BF16__)
+      if (as_bfloat16(c) && !plan.tiles) {
+        for (int64_t j = 0; j < blocks_of_panel(b); ++j)
+          BFloat16Sums::multiply_few<kTerms>(c.bits, x.x + begin * kTerms * 2, x.stride, b.rows, block_of(b, j), begin,
+                                             BFloat16Sums::tiles(end - begin), zero + j * kBlockRows,
+                                             sums + j * kBlockRows);
+        settle(b, 0, b.rows, g);
+        continue;
       }
-      if (begin < end) add(b, x, begin, end, zero, sums);
-      for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
-        const Block part = {b.row + i, least(kRowsTogether, b.rows - i), b.column, b.columns, b.group};
-        fold(
-            c, part, columns, g,
-            [&](int64_t r, int64_t j) { return load_bits<F32>(sums + (i + r) * kPanel + offset + j); },
-            s.y + i * kPanel);
+      if (as_bfloat16(c)) step = BFloat16Sums::kStep;
+#endif
+      for (int64_t first = begin; first < end; first += step) {
+        const int64_t count = least(step, end - first);
+        unpack(b, first, count, zero);
+        Ahead ahead = ahead_of(c, b, first, count, kTilesAhead * ((b.rows + kRowsTogether - 1) / kRowsTogether));
+        if (first + count < end) {
+          multiply(b, x, 0, b.rows, first, count, first == begin, ahead);
+          continue;
+        }
+        for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
+          const int64_t rows = least(kRowsTogether, b.rows - i);
+          multiply(b, x, i, rows, first, count, first == begin, ahead);
+          settle(b, i, rows, g);
+        }
       }
     }
   }
+
+ private:
+#if defined(__AMX_BF16__)
+  static constexpr int kTerms = BFloat16Sums::terms(X::kStored);
+  FASTQ_HD static int64_t blocks_of_panel(const Block& b) {
+    return (b.column + b.columns - 1) / kBlockRows - b.column / kBlockRows + 1;
+  }
+  FASTQ_HD const uint8_t* block_of(const Block& b, int64_t j) const {
+    return c.weight + (b.column / kBlockRows + j) * c.row_bytes;
+  }
+#endif
+  static constexpr int64_t kTilesAhead = 2;  // of floating point numbers in a tile of bytes
 };
 
 // ---- depthwise convolutions
@@ -695,7 +742,9 @@ GemmPlan plan_of(const GemmCall& c) {
     return p;
   }
   p.shared = p.groups == 1 && (!c.convolution || c.m <= kSharedRows);
-  const int64_t of_task = p.shared ? kTaskRows : kOwnRows;
+  int64_t of_task = p.shared ? kTaskRows : kOwnRows;
+  if (as_bfloat16(c) && of_task * p.stride > kTaskBytes)
+    of_task = kTaskBytes / p.stride < kOwnRows ? kOwnRows : multiple(kTaskBytes / p.stride, kRowsTogether);
   p.row_tasks = (c.m + of_task - 1) / of_task;
   p.rows = p.row_tasks == 0 ? 0 : multiple((c.m + p.row_tasks - 1) / p.row_tasks, kRowsTogether);
   p.column_tasks = p.shared ? panels : 1;
