@@ -62,7 +62,7 @@ struct FloatSums {
   }
 };
 
-#if defined(__AMX_BF16__)
+#if FASTQ_VECTOR_BYTES == 64
 
 // Whole numbers from -16 to 15 in bfloat16, by their lowest five bits.
 struct WholeNumbers {
@@ -73,22 +73,143 @@ struct WholeNumbers {
 };
 constexpr WholeNumbers kWholeNumbers{};
 
-// Products of bfloat16 numbers, which fp32 holds exactly; numbers below 2^-126 count as 0. f - t, a whole number of at
-// most 8 bits, is such a number, and x the sum of a few.
-//
-// Rows of x are packed as [K / 32][terms][32], a panel's weights as tiles of 16 lines, [K / 32][line][column][2]. Of
-// four neighbours in K one line has the first and the third, the next one the others, for so 16 bits at a time find
-// them in a line of bytes, and x has the same order.
-struct BFloat16Sums {
-  static constexpr int64_t kDepth = 32;     // of a tile
-  static constexpr int64_t kStep = 256;     // elements of K at a time
-  static constexpr int64_t kMostTerms = 4;  // of a few rows, which are multiplied in registers
-  static constexpr int64_t kBlockBytes = kStep / kDepth * kTileSize;
-  static constexpr int kHalfLines = kBlockRows / 2;
+// From a block's lines of bytes to f - t in bfloat16, which has whole numbers of up to 8 bits: of four neighbours in K
+// one line has the first and the third, the next one the others, for so 16 bits at a time find them.
+template <int kBits>
+struct BFloat16Weights {
+  static constexpr int kPlane = kBits == 3 ? 2 : kBits, kIn = 8 / kPlane;  // lines that share a byte
+  static constexpr int kHalf = kBlockRows / 2 / kIn;                       // packed lines of half a tile
+  __m512i table;
+  __m512i zero;  // in each byte of a column's four; of 8 bits 2^23 + 128 + zero, a float
 
-  FASTQ_HD static constexpr int terms(Stored type) {
-    return type == Stored::bf16 ? 1 : type == Stored::f16 ? 2 : 3;
+  FASTQ_HD explicit BFloat16Weights(const int32_t* of) : table(_mm512_load_si512(kWholeNumbers.of)) {
+    const I32 zeros = load_bits<I32>(of);
+    if constexpr (kBits == 8)
+      zero = __m512i(__builtin_convertvector(zeros + ((1 << 23) + 128), F32));
+    else
+      zero = __m512i((zeros & 0xff) * 0x01010101);
   }
+
+  // Bytes 0 or 1 and 2 or 3 of the columns, without their signs.
+  FASTQ_HD __m512i numbers(__m512i bytes, int shift) const {
+    const __m512i whole = _mm512_set1_epi32(0x4b000000), mask = _mm512_set1_epi32(0xff);  // 2^23
+    const auto number = [&](int at) {
+      const __m512i word = at == 0 ? bytes : _mm512_srli_epi32(bytes, unsigned(at));
+      const __m512i bits = _mm512_ternarylogic_epi32(word, mask, whole, 0xea);  // (word & mask) | whole
+      return _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(bits), _mm512_castsi512_ps(zero)));
+    };
+    return _mm512_or_si512(_mm512_srli_epi32(number(shift), 16), number(shift + 16));
+  }
+
+  // `body(line, numbers, numbers)` for the lines of half a tile.
+  template <class Body>
+  FASTQ_HD void each(const uint8_t* tile, int64_t half, const Body& body) const {
+    const __m512i mask = _mm512_set1_epi8(char((1 << kPlane) - 1)), four = _mm512_set1_epi8(4);
+    __m512i third = mask;
+    if constexpr (kBits == 3) third = _mm512_loadu_si512(tile + (kBlockRows / kIn + half) * kLineBytes);
+#pragma GCC unroll 8
+    for (int packed = 0; packed < kHalf; ++packed) {
+      const __m512i v = _mm512_loadu_si512(tile + (half * kHalf + packed) * kLineBytes);
+#pragma GCC unroll 4
+      for (int l = 0; l < kIn; ++l) {
+        const int line = packed * kIn + l;
+        if constexpr (kBits == 8) {
+          const __m512i bytes = _mm512_xor_si512(v, _mm512_set1_epi8(char(0x80)));
+          body(line, numbers(bytes, 0), numbers(bytes, 8));
+        } else {
+          __m512i field = _mm512_and_si512(l == 0 ? v : _mm512_srli_epi16(v, unsigned(l * kPlane)), mask);
+          if constexpr (kBits == 3) {
+            const __m512i moved = line > 2   ? _mm512_srli_epi16(third, unsigned(line - 2))
+                                  : line < 2 ? _mm512_slli_epi16(third, unsigned(2 - line))
+                                             : third;
+            field = _mm512_or_si512(field, _mm512_and_si512(moved, four));
+          }
+          field = _mm512_sub_epi8(field, zero);
+          body(line, _mm512_permutexvar_epi16(field, table),
+               _mm512_permutexvar_epi16(_mm512_srli_epi16(field, 8), table));
+        }
+      }
+    }
+  }
+};
+
+// A few rows, packed as fp32, whose weights become numbers in registers.
+struct FewRows {
+#if defined(__AMX_BF16__)
+  static constexpr int kRows = 1;  // tiles take more
+#else
+  static constexpr int kRows = 4;
+#endif
+  static constexpr int64_t kDepth = 32;    // groups of K begin with that many elements, x has zeros up to as many
+  static constexpr int64_t kAhead = 2048;  // bytes
+
+  // Elements [first, first + 32 * depth) of a block's K. An addition waits for the one before it: each neighbour in K
+  // has sums of its own.
+  template <int kBits, int kR>
+  static void block(const float* x, int64_t stride, const uint8_t* block, int64_t first, int64_t depth,
+                    const int32_t* zero, float* sums) {
+    constexpr int64_t kHalf = block_tile_bytes(kBits) / 2;
+    const BFloat16Weights<kBits> weights(zero);
+    __m512 sum[kR][4];
+    for (int i = 0; i < kR; ++i)
+      for (int j = 0; j < 4; ++j) sum[i][j] = _mm512_setzero_ps();
+    for (int64_t t = first / kDepth; t < first / kDepth + depth; ++t, x += kDepth) {
+      const uint8_t* from = block + t / 2 * block_tile_bytes(kBits);
+      for (int64_t at = 0; at < kHalf; at += kLineBytes)
+        _mm_prefetch(reinterpret_cast<const char*>(from + t % 2 * kHalf + at + kAhead), _MM_HINT_T0);
+      weights.each(from, t % 2, [&](int line, __m512i a, __m512i b) {
+        const __m512i pairs[] = {a, b};
+        for (int j = 0; j < 4; ++j) {
+          const __m512i bits = j < 2 ? _mm512_slli_epi32(pairs[j % 2], 16)
+                                     : _mm512_and_si512(pairs[j % 2], _mm512_set1_epi32(int32_t(0xffff0000)));
+          for (int i = 0; i < kR; ++i)
+            sum[i][j] =
+                _mm512_fmadd_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(x[i * stride + line * 4 + j]), sum[i][j]);
+        }
+      });
+    }
+    for (int i = 0; i < kR; ++i)
+      _mm512_storeu_ps(sums + i * kPanel,
+                       _mm512_add_ps(_mm512_add_ps(sum[i][0], sum[i][1]), _mm512_add_ps(sum[i][2], sum[i][3])));
+  }
+
+  template <int kBits>
+  static void rows(const float* x, int64_t stride, int64_t m, const uint8_t* from, int64_t first, int64_t depth,
+                   const int32_t* zero, float* sums) {
+#if !defined(__AMX_BF16__)
+    if (m == 4) return block<kBits, 4>(x, stride, from, first, depth, zero, sums);
+    if (m == 3) return block<kBits, 3>(x, stride, from, first, depth, zero, sums);
+    if (m == 2) return block<kBits, 2>(x, stride, from, first, depth, zero, sums);
+#endif
+    (void)m;
+    block<kBits, 1>(x, stride, from, first, depth, zero, sums);
+  }
+  static void multiply(int bits, const float* x, int64_t stride, int64_t m, const uint8_t* from, int64_t first,
+                       int64_t depth, const int32_t* zero, float* sums) {
+    switch (bits) {
+      case 2: return rows<2>(x, stride, m, from, first, depth, zero, sums);
+      case 3: return rows<3>(x, stride, m, from, first, depth, zero, sums);
+      case 4: return rows<4>(x, stride, m, from, first, depth, zero, sums);
+      default: return rows<8>(x, stride, m, from, first, depth, zero, sums);
+    }
+  }
+};
+
+#endif
+
+#if defined(__AMX_BF16__)
+
+// Products of bfloat16 numbers, which fp32 holds exactly: f - t is one, and x the sum of a few. Numbers below 2^-126,
+// and sums, count as 0.
+//
+// Rows of x are packed as [K / 32][terms][32], in the order of the weights, a panel's weights as tiles of 16 lines,
+// [K / 32][line][column][2].
+struct BFloat16Sums {
+  static constexpr int64_t kDepth = 32;  // of a tile
+  static constexpr int64_t kStep = 256;  // elements of K at a time
+  static constexpr int64_t kBlockBytes = kStep / kDepth * kTileSize;
+
+  FASTQ_HD static constexpr int terms(Stored type) { return type == Stored::bf16 ? 1 : type == Stored::f16 ? 2 : 3; }
 
   // Of elements of K from the beginning of a tile on.
   FASTQ_HD static constexpr int64_t tiles(int64_t count) { return (count + kDepth - 1) / kDepth; }
@@ -111,10 +232,9 @@ struct BFloat16Sums {
   template <int kTerms>
   static void split(int64_t depth, uint8_t* row) {
     static constexpr uint64_t kOrder = 0x0706'0302'0504'0100;  // of the bytes of four
-    const __m512i swapped = _mm512_set_epi64(int64_t(kOrder + 0x0808080808080808), int64_t(kOrder),
-                                             int64_t(kOrder + 0x0808080808080808), int64_t(kOrder),
-                                             int64_t(kOrder + 0x0808080808080808), int64_t(kOrder),
-                                             int64_t(kOrder + 0x0808080808080808), int64_t(kOrder));
+    const __m512i swapped = _mm512_set_epi64(
+        int64_t(kOrder + 0x0808080808080808), int64_t(kOrder), int64_t(kOrder + 0x0808080808080808), int64_t(kOrder),
+        int64_t(kOrder + 0x0808080808080808), int64_t(kOrder), int64_t(kOrder + 0x0808080808080808), int64_t(kOrder));
     if constexpr (kTerms == 1) {
       for (int64_t i = 0; i < depth; i += kDepth, row += kLineBytes)
         _mm512_storeu_si512(row, _mm512_shuffle_epi8(_mm512_loadu_si512(row), swapped));
@@ -126,77 +246,18 @@ struct BFloat16Sums {
       for (int64_t i = 0; i < depth; i += kDepth, from += 2 * kLineBytes) {
         __m512 low = quiet(_mm512_loadu_ps(from)), high = quiet(_mm512_loadu_ps(from + kLineBytes));
         for (int term = 0; term < kTerms; ++term, row += kLineBytes) {
-          _mm512_storeu_si512(
-              row, _mm512_permutex2var_epi16(_mm512_castps_si512(low), upper, _mm512_castps_si512(high)));
+          _mm512_storeu_si512(row,
+                              _mm512_permutex2var_epi16(_mm512_castps_si512(low), upper, _mm512_castps_si512(high)));
           low = rest(low), high = rest(high);
         }
       }
     }
   }
 
-  // From a block's lines of bytes to those of bfloat16.
-  template <int kBits>
-  struct Weights {
-    static constexpr int kPlane = kBits == 3 ? 2 : kBits, kIn = 8 / kPlane;  // lines that share a byte
-    static constexpr int kHalf = kHalfLines / kIn;                           // packed lines of half a tile
-    __m512i table;
-    __m512i zero;  // in each byte of a column's four; of 8 bits 2^23 + 128 + zero, a float
-
-    FASTQ_HD explicit Weights(const int32_t* of) : table(_mm512_load_si512(kWholeNumbers.of)) {
-      const I32 zeros = load_bits<I32>(of);
-      if constexpr (kBits == 8)
-        zero = __m512i(__builtin_convertvector(zeros + ((1 << 23) + 128), F32));
-      else
-        zero = __m512i((zeros & 0xff) * 0x01010101);
-    }
-
-    // Bytes 0 or 1 and 2 or 3 of the columns, without their signs.
-    FASTQ_HD __m512i numbers(__m512i bytes, int shift) const {
-      const __m512i whole = _mm512_set1_epi32(0x4b000000), mask = _mm512_set1_epi32(0xff);  // 2^23
-      const auto number = [&](int at) {
-        const __m512i word = at == 0 ? bytes : _mm512_srli_epi32(bytes, unsigned(at));
-        const __m512i bits = _mm512_ternarylogic_epi32(word, mask, whole, 0xea);  // (word & mask) | whole
-        return _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(bits), _mm512_castsi512_ps(zero)));
-      };
-      return _mm512_or_si512(_mm512_srli_epi32(number(shift), 16), number(shift + 16));
-    }
-
-    // `body(line, numbers, numbers)` for the lines of half a tile.
-    template <class Body>
-    FASTQ_HD void each(const uint8_t* tile, int64_t half, const Body& body) const {
-      const __m512i mask = _mm512_set1_epi8(char((1 << kPlane) - 1)), four = _mm512_set1_epi8(4);
-      __m512i third = mask;
-      if constexpr (kBits == 3) third = _mm512_loadu_si512(tile + (kBlockRows / kIn + half) * kLineBytes);
-#pragma GCC unroll 8
-      for (int packed = 0; packed < kHalf; ++packed) {
-        const __m512i v = _mm512_loadu_si512(tile + (half * kHalf + packed) * kLineBytes);
-#pragma GCC unroll 4
-        for (int l = 0; l < kIn; ++l) {
-          const int line = packed * kIn + l;
-          if constexpr (kBits == 8) {
-            const __m512i bytes = _mm512_xor_si512(v, _mm512_set1_epi8(char(0x80)));
-            body(line, numbers(bytes, 0), numbers(bytes, 8));
-          } else {
-            __m512i field = _mm512_and_si512(l == 0 ? v : _mm512_srli_epi16(v, unsigned(l * kPlane)), mask);
-            if constexpr (kBits == 3) {
-              const __m512i moved = line > 2   ? _mm512_srli_epi16(third, unsigned(line - 2))
-                                    : line < 2 ? _mm512_slli_epi16(third, unsigned(2 - line))
-                                               : third;
-              field = _mm512_or_si512(field, _mm512_and_si512(moved, four));
-            }
-            field = _mm512_sub_epi8(field, zero);
-            body(line, _mm512_permutexvar_epi16(field, table),
-                 _mm512_permutexvar_epi16(_mm512_srli_epi16(field, 8), table));
-          }
-        }
-      }
-    }
-  };
-
   // Elements [first, first + 32 * depth) of a block's K to tiles.
   template <int kBits>
   static void unpack(const uint8_t* block, int64_t first, int64_t depth, const int32_t* zero, uint8_t* to) {
-    const Weights<kBits> weights(zero);
+    const BFloat16Weights<kBits> weights(zero);
     for (int64_t t = first / kDepth; t < first / kDepth + depth; ++t, to += kTileSize)
       weights.each(block + t / 2 * block_tile_bytes(kBits), t % 2, [&](int line, __m512i a, __m512i b) {
         _mm512_store_si512(to + 2 * line * kLineBytes, a);
@@ -273,66 +334,6 @@ struct BFloat16Sums {
       multiply<kTerms, true>(x, stride, m, w, depth, fresh, sums, ahead);
     else
       multiply<kTerms, false>(x, stride, m, w, depth, fresh, sums, ahead);
-  }
-
-  // A few rows by elements [first, first + 32 * depth) of a block's K, of which each term has sums of its own: that of a
-  // row's are added from the last one on. An addition waits for the one before it in its chain.
-  template <int kBits, int kTerms, int kR>
-  static void few(const uint8_t* x, int64_t stride, const uint8_t* block, int64_t first, int64_t depth,
-                  const int32_t* zero, float* sums) {
-    constexpr int kChains = kR * kTerms == 1 ? 4 : 2;
-    const Weights<kBits> weights(zero);
-    __m512 sum[kR * kTerms][kChains];
-    for (int i = 0; i < kR * kTerms; ++i)
-      for (int j = 0; j < kChains; ++j) sum[i][j] = _mm512_setzero_ps();
-    for (int64_t t = first / kDepth; t < first / kDepth + depth; ++t, x += kTerms * kLineBytes) {
-      const uint8_t* from = block + t / 2 * block_tile_bytes(kBits);
-      for (int64_t at = 0; at < block_tile_bytes(kBits) / 2; at += kLineBytes)
-        _mm_prefetch(reinterpret_cast<const char*>(from + t % 2 * block_tile_bytes(kBits) / 2 + at + kAhead),
-                     _MM_HINT_T0);
-      weights.each(from, t % 2, [&](int line, __m512i a, __m512i b) {
-#pragma GCC unroll 4
-        for (int i = 0; i < kR * kTerms; ++i) {
-          const uint8_t* of_x = x + i / kTerms * stride + i % kTerms * kLineBytes + line * 8;
-          add(sum[i][2 * line % kChains], a, of_x);
-          add(sum[i][(2 * line + 1) % kChains], b, of_x + 4);
-        }
-      });
-    }
-    for (int i = 0; i < kR; ++i) {
-      __m512 whole = _mm512_setzero_ps();
-      for (int term = kTerms - 1; term >= 0; --term)
-        for (int j = 0; j < kChains; ++j) whole = _mm512_add_ps(whole, sum[i * kTerms + term][j]);
-      _mm512_storeu_ps(sums + i * kPanel, whole);
-    }
-  }
-  FASTQ_HD static void add(__m512& sum, __m512i w, const uint8_t* x) {
-    int32_t word;
-    std::memcpy(&word, x, 4);
-    sum = _mm512_dpbf16_ps(sum, __m512bh(w), __m512bh(_mm512_set1_epi32(word)));
-  }
-  static constexpr int64_t kAhead = 2048;  // bytes
-
-  template <int kBits, int kTerms>
-  FASTQ_HD static void few_rows(const uint8_t* x, int64_t stride, int64_t m, const uint8_t* block, int64_t first,
-                                int64_t depth, const int32_t* zero, float* sums) {
-    if constexpr (kTerms == 1) {
-      if (m == 4) return few<kBits, 1, 4>(x, stride, block, first, depth, zero, sums);
-      if (m == 3) return few<kBits, 1, 3>(x, stride, block, first, depth, zero, sums);
-    }
-    if constexpr (kTerms <= 2)
-      if (m == 2) return few<kBits, kTerms, 2>(x, stride, block, first, depth, zero, sums);
-    few<kBits, kTerms, 1>(x, stride, block, first, depth, zero, sums);
-  }
-  template <int kTerms>
-  FASTQ_HD static void multiply_few(int bits, const uint8_t* x, int64_t stride, int64_t m, const uint8_t* block,
-                                    int64_t first, int64_t depth, const int32_t* zero, float* sums) {
-    switch (bits) {
-      case 2: return few_rows<2, kTerms>(x, stride, m, block, first, depth, zero, sums);
-      case 3: return few_rows<3, kTerms>(x, stride, m, block, first, depth, zero, sums);
-      case 4: return few_rows<4, kTerms>(x, stride, m, block, first, depth, zero, sums);
-      default: return few_rows<8, kTerms>(x, stride, m, block, first, depth, zero, sums);
-    }
   }
 };
 

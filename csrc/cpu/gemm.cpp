@@ -114,11 +114,11 @@ constexpr int64_t kWholeStep = 4096;                     // elements of K at a t
 constexpr int64_t kStep = 512;                           // elements of K at a time
 constexpr int64_t kStepTiles = kStep / kBlockDepth + 1;  // that they may lie in
 constexpr int64_t kPanelBytes = kPanelBlocks * kStepTiles * kTileSize;
-constexpr int64_t kTaskRows = 256;     // of a task, where all rows are packed first
+constexpr int64_t kTaskRows = 256;       // of a task, where all rows are packed first
 constexpr int64_t kTaskBytes = 9 << 17;  // of its rows' floating point numbers, as many as a cache keeps
-constexpr int64_t kOwnRows = 64;       // where a task packs its own, which are to stay in its cache
-constexpr int64_t kSharedRows = 512;   // of a convolution, at most, to be packed first
-constexpr int64_t kRowsTogether = 32;  // whose sums become outputs as soon as they are whole
+constexpr int64_t kOwnRows = 64;         // where a task packs its own, which are to stay in its cache
+constexpr int64_t kSharedRows = 512;     // of a convolution, at most, to be packed first
+constexpr int64_t kRowsTogether = 32;    // whose sums become outputs as soon as they are whole
 constexpr int64_t kFewTasks = 8;
 constexpr int64_t kSlack = 64;
 
@@ -203,10 +203,19 @@ void pack_codes(const GemmCall& c, const GemmPlan& plan, int64_t row, int64_t gr
   widen(depth, with_sign, to);
 }
 
-// Whether floating point numbers are multiplied as bfloat16: groups of K begin with a tile.
+// Whether floating point numbers are multiplied by weights that become numbers in registers, or as bfloat16: groups of
+// K begin with so many elements as they take.
+FASTQ_HD bool few_floats(const GemmCall& c) {
+#if FASTQ_VECTOR_BYTES == 64
+  return !c.integer() && c.m <= FewRows::kRows && (c.group_size % FewRows::kDepth == 0 || c.scale_groups == 1);
+#else
+  (void)c;
+  return false;
+#endif
+}
 FASTQ_HD bool as_bfloat16(const GemmCall& c) {
 #if defined(__AMX_BF16__)
-  return !c.integer() && (c.group_size % BFloat16Sums::kDepth == 0 || c.scale_groups == 1);
+  return !c.integer() && c.m > FewRows::kRows && (c.group_size % BFloat16Sums::kDepth == 0 || c.scale_groups == 1);
 #else
   (void)c;
   return false;
@@ -220,7 +229,8 @@ FASTQ_HD int64_t bytes_of_floats(const GemmCall& c) {
 }
 
 #if defined(__AMX_BF16__)
-constexpr int64_t kFloatPanelBytes = (FloatSums::kStep * 4 > BFloat16Sums::kStep * 2 ? FloatSums::kStep * 4 : BFloat16Sums::kStep * 2) * kPanel;
+constexpr int64_t kFloatPanelBytes =
+    (FloatSums::kStep * 4 > BFloat16Sums::kStep * 2 ? FloatSums::kStep * 4 : BFloat16Sums::kStep * 2) * kPanel;
 #else
 constexpr int64_t kFloatPanelBytes = FloatSums::kStep * kPanel * 4;
 #endif
@@ -487,6 +497,7 @@ struct FloatProduct {
     }
 #endif
     gather<X>(c, row, group, 0.0f, reinterpret_cast<float*>(to));
+    fill_zeros(reinterpret_cast<float*>(to), c.k, depth_of(c));
   }
 
   // Unpacks elements [first, first + count) of the panel's K. `zero`: of its columns, with what was added to fields.
@@ -528,8 +539,7 @@ struct FloatProduct {
     float* y = s.y + i * kPanel;
     if (scale_group + 1 < c.scale_groups) return add_group(rows, sums, scale_group == 0, y);
     const Block part = {b.row + i, rows, b.column, b.columns, b.group};
-    fold(
-        c, part, columns, scale_group, [&](int64_t r, int64_t j) { return load_bits<F32>(sums + r * kPanel + j); }, y);
+    fold(c, part, columns, scale_group, [&](int64_t r, int64_t j) { return load_bits<F32>(sums + r * kPanel + j); }, y);
   }
   // What fold does of a group that is not the last one, for whole rows of the panel.
   FASTQ_HD void add_group(int64_t rows, const float* sums, bool first, float* y) const {
@@ -560,18 +570,19 @@ struct FloatProduct {
       const int64_t at = b.column * c.scale_step + g;
       for (int64_t j = 0; j < b.columns; ++j) columns.scale[j] = c.scale[at + j * c.scale_step];
       if (c.zero != nullptr)
-        for (int64_t j = 0; j < b.columns; ++j)
-          zero[offset + j] = block_middle(c.bits) + c.zero[at + j * c.scale_step];
+        for (int64_t j = 0; j < b.columns; ++j) zero[offset + j] = block_middle(c.bits) + c.zero[at + j * c.scale_step];
       int64_t step = FloatSums::kStep;
-#if defined(__AMX_BF16__)
-      if (as_bfloat16(c) && !plan.tiles) {
+#if FASTQ_VECTOR_BYTES == 64
+      if (few_floats(c)) {
         for (int64_t j = 0; j < blocks_of_panel(b); ++j)
-          BFloat16Sums::multiply_few<kTerms>(c.bits, x.x + begin * kTerms * 2, x.stride, b.rows, block_of(b, j), begin,
-                                             BFloat16Sums::tiles(end - begin), zero + j * kBlockRows,
-                                             sums + j * kBlockRows);
+          FewRows::multiply(c.bits, reinterpret_cast<const float*>(x.x) + begin, x.stride / 4, b.rows, block_of(b, j),
+                            begin, (end - begin + FewRows::kDepth - 1) / FewRows::kDepth, zero + j * kBlockRows,
+                            sums + j * kBlockRows);
         settle(b, 0, b.rows, g);
         continue;
       }
+#endif
+#if defined(__AMX_BF16__)
       if (as_bfloat16(c)) step = BFloat16Sums::kStep;
 #endif
       for (int64_t first = begin; first < end; first += step) {
@@ -594,13 +605,13 @@ struct FloatProduct {
  private:
 #if defined(__AMX_BF16__)
   static constexpr int kTerms = BFloat16Sums::terms(X::kStored);
+#endif
   FASTQ_HD static int64_t blocks_of_panel(const Block& b) {
     return (b.column + b.columns - 1) / kBlockRows - b.column / kBlockRows + 1;
   }
   FASTQ_HD const uint8_t* block_of(const Block& b, int64_t j) const {
     return c.weight + (b.column / kBlockRows + j) * c.row_bytes;
   }
-#endif
   static constexpr int64_t kTilesAhead = 2;  // of floating point numbers in a tile of bytes
 };
 
@@ -716,14 +727,12 @@ GemmPlan plan_of(const GemmCall& c) {
   }
   const int64_t depth = depth_of(c);
   p.groups = c.convolution ? c.window.groups : 1;
-  int64_t bytes = c.integer() ? depth * Sums::kElement + (has_totals(c) ? c.scale_groups * 4 : 0)
-                              : bytes_of_floats(c);
+  int64_t bytes = c.integer() ? depth * Sums::kElement + (has_totals(c) ? c.scale_groups * 4 : 0) : bytes_of_floats(c);
   // Rows an odd number of lines apart do not fall into the same sets of the cache.
   bytes = multiple(bytes, kLineBytes);
   p.stride = bytes / kLineBytes % 2 == 0 ? bytes + kLineBytes : bytes;
 #if defined(__AMX_INT8__)
-  p.tiles = c.integer() ? c.m > DotProducts::kFewRows && whole_tiles(c)
-                        : as_bfloat16(c) && c.m * BFloat16Sums::terms(c.x_type) > BFloat16Sums::kMostTerms;
+  p.tiles = c.integer() ? c.m > DotProducts::kFewRows && whole_tiles(c) : as_bfloat16(c);
 #endif
   const int64_t of_group = c.n / p.groups;
   const int64_t panels = (of_group + (of_group % kBlockRows == 0 ? 0 : kBlockRows - 1) + kPanel - 1) / kPanel;
