@@ -187,13 +187,14 @@ class Builder:
         if type(eps) is not float:
             raise ValueError(f"{name} has the eps {eps!r:.20}")
         parts = {part: self.floats(f"{name}.{part}") for part in ("running_mean", "running_var", "weight", "bias")}
-        mean, variance, weight, bias = (None if t is None else t.astype(np.float64) for t in parts.values())
+        mean, variance = parts["running_mean"], parts["running_var"]
         if mean is None or variance is None or any(t.ndim != 1 or t.size != mean.size for t in parts.values() if t is not None):
             raise ValueError(f"{name} is no batch norm of one number per channel")
         with np.errstate(all="ignore"):  # as torch has it: what is no number becomes none
-            deviation = np.sqrt(variance + eps)
+            weight, bias = (None if t is None else t.astype(np.float64) for t in (parts["weight"], parts["bias"]))
+            deviation = np.sqrt(variance.astype(np.float64) + eps)
             multiplier = (np.ones_like(deviation) if weight is None else weight) / deviation
-            shift = mean * multiplier
+            shift = mean.astype(np.float64) * multiplier
             addend = -shift if bias is None else bias - shift
             return multiplier.astype(np.float32), addend.astype(np.float32)
 

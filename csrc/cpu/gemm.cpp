@@ -114,11 +114,11 @@ constexpr int64_t kWholeStep = 4096;                     // elements of K at a t
 constexpr int64_t kStep = 512;                           // elements of K at a time
 constexpr int64_t kStepTiles = kStep / kBlockDepth + 1;  // that they may lie in
 constexpr int64_t kPanelBytes = kPanelBlocks * kStepTiles * kTileSize;
-constexpr int64_t kTaskRows = 256;       // of a task, where all rows are packed first
-constexpr int64_t kTaskBytes = 9 << 17;  // of its rows' floating point numbers, as many as a cache keeps
-constexpr int64_t kOwnRows = 64;         // where a task packs its own, which are to stay in its cache
-constexpr int64_t kSharedRows = 512;     // of a convolution, at most, to be packed first
-constexpr int64_t kRowsTogether = 32;    // whose sums become outputs as soon as they are whole
+constexpr int64_t kTaskRows = 256;      // of a task, where all rows are packed first
+constexpr int64_t kOwnRows = 64;        // where a task packs its own, which are to stay in its cache
+constexpr int64_t kUnpackedRows = 256;  // the same where it unpacks the weights
+constexpr int64_t kSharedRows = 512;    // of a convolution, at most, to be packed first
+constexpr int64_t kRowsTogether = 32;   // whose sums become outputs as soon as they are whole
 constexpr int64_t kFewTasks = 8;
 constexpr int64_t kSlack = 64;
 
@@ -227,6 +227,12 @@ FASTQ_HD int64_t bytes_of_floats(const GemmCall& c) {
 #endif
   return depth_of(c) * 4;
 }
+constexpr int64_t kFloatTaskBytes = 1 << 20;
+// So many rows of floating point numbers as a cache keeps from one panel to the next.
+FASTQ_HD int64_t float_rows(int64_t stride) {
+  const int64_t rows = multiple(kFloatTaskBytes / (stride + 1), kRowsTogether);
+  return rows < kOwnRows ? kOwnRows : rows;
+}
 
 #if defined(__AMX_BF16__)
 constexpr int64_t kFloatPanelBytes =
@@ -265,9 +271,10 @@ struct Image {
   FASTQ_HD static int64_t lines_of_task(const GemmCall& c) {
     const GemmWindow& w = c.window;
     const int64_t width = w.ow + (w.kw - 1) * w.dw;
+    const int64_t most = c.bits == 8 ? kMostPositions : kMostUnpacked;
     int64_t best = 1;
     double least_cost = 1e300;
-    for (int64_t lines = 1; lines <= w.oh && (lines == 1 || lines * width <= kMostPositions); ++lines) {
+    for (int64_t lines = 1; lines <= w.oh && (lines == 1 || lines * width <= most); ++lines) {
       const int64_t tasks = (w.oh + lines - 1) / lines;
       const double cost = double(tasks) * double(multiple((lines - 1) * width + w.ow, kRowsTogether));
       if (cost < least_cost) best = lines, least_cost = cost;
@@ -275,6 +282,7 @@ struct Image {
     return best;
   }
   static constexpr int64_t kMostPositions = 160;
+  static constexpr int64_t kMostUnpacked = 640;  // for each task the weights are unpacked once
 };
 
 // The memory of a task.
@@ -343,6 +351,7 @@ FASTQ_HD Lines lines_of(const GemmCall& c, const Block& b, int64_t first, int64_
 // What follows elements [first, first + count) of K in the panel, or the panel itself: half of the time that a weight
 // takes is spent on its way. `times`: how often a tile of K is gone through.
 FASTQ_HD Ahead ahead_of(const GemmCall& c, const Block& b, int64_t first, int64_t count, int64_t times) {
+  if (c.convolution) return {};  // whose weights stay in the cache
   const int64_t next = first + count, block = b.column / kBlockRows;
   const bool wrap = next >= c.k;
   const int64_t bytes = (count + kBlockDepth - 1) / kBlockDepth * block_tile_bytes(c.bits);
@@ -458,11 +467,14 @@ struct IntegerProduct {
           multiply(x, 0, b.rows, w, first, count, first == begin, ahead);
           continue;
         }
-        for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
-          const int64_t rows = least(kRowsTogether, b.rows - i);
-          if (end == c.k && x.width == 0) expect(b, i, rows);
-          multiply(x, i, rows, w, first, count, first == begin, ahead);
-          settle(b, x, i, rows, g);
+        // One block of rows ahead: while its products are under way, the one before becomes outputs.
+        for (int64_t i = 0; i < b.rows + kRowsTogether; i += kRowsTogether) {
+          if (i < b.rows) {
+            const int64_t rows = least(kRowsTogether, b.rows - i);
+            if (end == c.k && !c.convolution) expect(b, i, rows);
+            multiply(x, i, rows, w, first, count, first == begin, ahead);
+          }
+          if (i > 0) settle(b, x, i - kRowsTogether, least(kRowsTogether, b.rows - (i - kRowsTogether)), g);
         }
       }
     }
@@ -751,9 +763,8 @@ GemmPlan plan_of(const GemmCall& c) {
     return p;
   }
   p.shared = p.groups == 1 && (!c.convolution || c.m <= kSharedRows);
-  int64_t of_task = p.shared ? kTaskRows : kOwnRows;
-  if (as_bfloat16(c) && of_task * p.stride > kTaskBytes)
-    of_task = kTaskBytes / p.stride < kOwnRows ? kOwnRows : multiple(kTaskBytes / p.stride, kRowsTogether);
+  int64_t of_task = p.shared ? kTaskRows : c.bits == 8 ? kOwnRows : kUnpackedRows;
+  if (as_bfloat16(c)) of_task = least(of_task, float_rows(p.stride));
   p.row_tasks = (c.m + of_task - 1) / of_task;
   p.rows = p.row_tasks == 0 ? 0 : multiple((c.m + p.row_tasks - 1) / p.row_tasks, kRowsTogether);
   p.column_tasks = p.shared ? panels : 1;

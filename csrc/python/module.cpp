@@ -93,8 +93,8 @@ PYBIND11_MODULE(_runtime, m) {
         if (loops == nullptr) throw std::runtime_error(error);
         return std::string(loops->name);
       },
-      "The instruction set of the integer products that run here: v2, v3, v4, or beyond it vnni or amx; what has no such "
-      "kernels runs v4's. RuntimeError where FASTQ_CPU_ISA asks for another.");
+      "The instruction set of the integer products that run here: v2, v3, v4, or beyond it vnni or amx; what has no "
+      "such kernels runs v4's. RuntimeError where FASTQ_CPU_ISA asks for another.");
   m.def(
       "best",
       [] {
@@ -102,8 +102,8 @@ PYBIND11_MODULE(_runtime, m) {
         const int level = fastq::best_level(&reason);
         return std::make_pair(std::string(fastq::kLevelNames[level]), std::string(reason == nullptr ? "" : reason));
       },
-      "The best of these that this machine runs, '' for none, and why it is not the one above it, where that is not the "
-      "processor's doing.");
+      "The best of these that this machine runs, '' for none, and why it is not the one above it, where that is not "
+      "the processor's doing.");
   m.attr("compiler") = __VERSION__;
 
   using namespace py::literals;

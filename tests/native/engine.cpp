@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 
+#include "../../csrc/cpu/features.h"
 #include "../../csrc/cpu/gemm.cpp"
 
 using namespace fastq;
@@ -30,7 +31,16 @@ static void require(bool holds, const char* what) {
   std::exit(1);
 }
 
-// Fields of a weight, packed in either layout.
+// What the kernels take for a task: exactly as much as they ask for, and never what another task left.
+uint8_t* fastq::task_memory(int64_t bytes) {
+  static std::unique_ptr<uint8_t, void (*)(void*)> memory(nullptr, std::free);
+  const int64_t whole = (bytes + 63) / 64 * 64;
+  memory.reset(static_cast<uint8_t*>(std::aligned_alloc(64, size_t(whole))));
+  std::memset(memory.get(), 0x5a, size_t(whole));
+  return memory.get();
+}
+
+// Fields of a weight, packed in one of the layouts.
 struct Weight {
   int64_t n, k, bytes;
   int bits;
@@ -44,7 +54,16 @@ struct Weight {
         bits(width),
         layout(lay),
         field(n * k),
-        data(n * bytes) {
+        data(stored_rows(lay, n) * bytes) {
+    if (lay == Layout::blocks) {
+      const Weight plain(n, k, bits, Layout::rows);
+      for (int64_t i = 0; i < n * k; ++i) field[i] = plain.field.data[i];
+      const PackCall c = {n, k, bits, plain.data.data.get(), data.data.get()};
+      const int64_t blocks = stored_rows(lay, n);
+      gemm_loops.blocks(c, blocks / 2, blocks);
+      gemm_loops.blocks(c, 0, blocks / 2);
+      return;
+    }
     const int taken = field_bits(layout, bits);
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < k; ++j) {
@@ -78,7 +97,10 @@ static void check_words(Weight& w) {
 
 static void check_packing(int64_t k, int bits) {
   ++cases;
-  Weight rows(2, k, bits, Layout::rows), tiles(2, k, bits, Layout::tiles);
+  Weight rows(2, k, bits, Layout::rows), tiles(2, k, bits, Layout::tiles), blocks(19, k, bits, Layout::blocks);
+  for (int64_t i = 0; i < 19; ++i)
+    for (int64_t j = 0; j < k; ++j)
+      require(field_of_blocks(&blocks.data[0], blocks.bytes, bits, i, j) == blocks.field[i * k + j], "field_of_blocks");
   for (Weight* w : {&rows, &tiles})
     for (int64_t i = 0; i < 2; ++i)
       for (int64_t j = 0; j < k; ++j)
@@ -128,7 +150,8 @@ static void check_product(GemmCall c, const Case& of, const Weight& w, const Wan
   for (int64_t i = 0; i < of.m; ++i) x_scale[i] = float(drawn(1, 9)) / 16;
   for (int64_t i = 0; i < of.m * of.n; ++i) residual[i] = uint16_t(drawn(0x3f80, 0x4100));
   out_scale[0] = 37.0f;
-  c.m = of.m, c.n = of.n, c.k = of.k, c.bits = of.bits, c.layout = Layout::rows, c.row_bytes = w.bytes;
+  c.m = of.m, c.n = of.n, c.k = of.k, c.bits = of.bits, c.layout = Layout::blocks, c.row_bytes = w.bytes;
+  Array<int32_t> sums(scales);
   c.x_type = of.x, c.out_type = of.out, c.weight = w.data.data.get(), c.out = out.data.get();
   c.scale = scale.data.get(), c.scale_step = c.scale_groups, c.zero = of.zeros ? zero.data.get() : nullptr;
   if (of.epilogue) {
@@ -137,9 +160,22 @@ static void check_product(GemmCall c, const Case& of, const Weight& w, const Wan
     if (c.integer()) c.x_scale = x_scale.data.get(), c.x_scale_step = of.m > 1;
   }
   c.out_scale = out_scale.data.get(), c.low = of.out == Stored::u8 ? 0 : -128, c.high = c.low + 255, c.out_zero = 5;
-  const int64_t tasks = GemmTasks(c).count();
-  gemm_loops.product(c, tasks / 2, tasks);
-  gemm_loops.product(c, 0, tasks / 2);
+  for (int64_t j = 0; j < of.n; ++j)
+    for (int64_t k = 0; k < of.k; ++k) {
+      int32_t& sum = sums[j * c.scale_groups + k / c.group_size];
+      sum += w.field.data[j * of.k + k] - zero[j * c.scale_groups + k / c.group_size];
+    }
+  c.sums = sums.data.get();
+  const GemmPlan plan = gemm_loops.plan(c);
+  const int64_t tasks = plan.count(), packed = plan.shared ? plan.row_tasks * plan.rows * plan.stride : 0;
+  std::unique_ptr<uint8_t, void (*)(void*)> memory(static_cast<uint8_t*>(std::aligned_alloc(64, size_t(packed + 64))),
+                                                   std::free);
+  if (plan.shared && plan.stride > 0) {
+    gemm_loops.pack(c, plan, memory.get(), of.m / 2, of.m);
+    gemm_loops.pack(c, plan, memory.get(), 0, of.m / 2);
+  }
+  gemm_loops.product(c, plan, memory.get(), tasks / 2, tasks);
+  gemm_loops.product(c, plan, memory.get(), 0, tasks / 2);
   for (int64_t i = 0; i < of.m; ++i)
     for (int64_t j = 0; j < of.n; ++j) {
       const int64_t at = i * of.n + j;
@@ -192,7 +228,7 @@ struct Input {
 };
 
 static void check_linear(const Case& of) {
-  const Weight w(of.n, of.k, of.bits, Layout::rows);
+  const Weight w(of.n, of.k, of.bits, Layout::blocks);
   Input x(of.m * of.k, of.x);
   GemmCall c = {};
   c.x = x.data.data.get();
@@ -212,7 +248,7 @@ static void check_convolution(GemmWindow v, int64_t n, int bits, bool zeros, Sto
   v.oh = (v.height + v.top + bottom - v.dh * (v.kh - 1) - 1) / v.sh + 1;
   v.ow = (v.width + v.left + right - v.dw * (v.kw - 1) - 1) / v.sw + 1;
   const Case of = {v.batch * v.oh * v.ow, n, v.kh * v.kw * v.channels, bits, 0, zeros, false, type, out};
-  const Weight w(n, of.k, bits, Layout::rows);
+  const Weight w(n, of.k, bits, Layout::blocks);
   Input x(v.batch * v.height * v.width * v.groups * v.channels, type);
   GemmCall c = {};
   c.x = x.data.data.get();
@@ -258,6 +294,9 @@ static void check_codes(int64_t rows, int64_t k, bool each) {
 }
 
 int main() {
+#if defined(__AMX_INT8__)
+  if (!allow_amx()) return 2;
+#endif
   for (int bits : {2, 3, 4, 8})
     for (int64_t k : {0, 1, 7, 8, 9, 63, 64, 65, 127, 128, 129, 257, 300}) check_packing(k, bits);
   const Stored outs[] = {Stored::i32, Stored::f32, Stored::bf16, Stored::i8, Stored::u8};
@@ -294,6 +333,17 @@ int main() {
   check_convolution({1, 5, 6, 70, 1, 3, 4, 1, 2, 1, 1, 2, 1, 0, 0}, 5, 3, true, Stored::i8, Stored::i32);
   check_convolution({1, 5, 6, 70, 1, 3, 4, 1, 2, 1, 1, 2, 1, 0, 0}, 5, 2, true, Stored::bf16, Stored::f32);
   check_convolution({1, 9, 9, 1, 3, 7, 7, 1, 1, 1, 1, 3, 3, 0, 0}, 6, 4, true, Stored::u8, Stored::i32);  // 49 taps
+  // Images that are read as they lie, in one and in several lines, wider than a task's rows, with a border on all
+  // sides.
+  for (int bits : widths)
+    for (int64_t width : {1, 5, 15, 40})
+      for (int64_t dilation : {1, 2}) {
+        ++turn;
+        check_convolution({1 + turn % 2, 6, width, 64 * (1 + turn % 2), 1, 3, 3, 1, 1, dilation, dilation, 2 * dilation,
+                           dilation, 0, 0},
+                          turn % 3 == 0 ? 33 : 70, bits, turn % 2 == 0, turn % 3 ? Stored::i8 : Stored::u8,
+                          outs[turn % 5]);
+      }
   for (int64_t k : {0, 1, 15, 4097}) check_codes(3, k, true), check_codes(3, k, false);
   std::printf("%d\n", cases);
 }

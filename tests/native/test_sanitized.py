@@ -11,7 +11,7 @@ from sources import ROOT, module_of
 
 pytestmark = [pytest.mark.source, pytest.mark.sanitize]
 
-NEEDED = {"v2": "sse4_2", "v3": "avx2", "v4": "avx512vl"}
+NEEDED = {"v2": "sse4_2", "v3": "avx2", "v4": "avx512vl", "vnni": "avx512_vnni", "amx": "amx_int8"}
 
 
 def built(name: str, level: str, folder: Path, *more: str) -> Path:
@@ -21,8 +21,7 @@ def built(name: str, level: str, folder: Path, *more: str) -> Path:
         "-g1",
         *module_of("setup.py").EXACT,
         "-Wno-psabi",
-        f"-march=x86-64-{level}",
-        f"-DFASTQ_ISA={level}",
+        *module_of("setup.py").machine(level),
     ]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     program = folder / name
