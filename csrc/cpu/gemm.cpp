@@ -47,10 +47,19 @@ struct Codes {
 #endif
   }
 };
-template <class S>
+template <class S, Stored kIs>
 struct Numbers : FloatsOf<S> {
   using Packed = float;
+  static constexpr Stored kStored = kIs;
 };
+#if defined(__AMX_BF16__)
+// bfloat16 as it is.
+struct Halves {
+  using Element = uint16_t;
+  using Packed = uint16_t;
+  FASTQ_HD static void load(const Element* from, int64_t n, Packed* to) { std::memcpy(to, from, n * sizeof(Element)); }
+};
+#endif
 
 // Row `row` of the matrix that is multiplied: K elements, `zero` where a convolution looks beyond the image.
 template <class X>
@@ -194,7 +203,43 @@ void pack_codes(const GemmCall& c, const GemmPlan& plan, int64_t row, int64_t gr
   widen(depth, with_sign, to);
 }
 
+// Whether floating point numbers are multiplied by weights that become numbers in registers, or as bfloat16: groups of
+// K begin with so many elements as they take.
+FASTQ_HD bool few_floats(const GemmCall& c) {
+#if FASTQ_VECTOR_BYTES == 64
+  return !c.integer() && c.m <= FewRows::kRows && (c.group_size % FewRows::kDepth == 0 || c.scale_groups == 1);
+#else
+  (void)c;
+  return false;
+#endif
+}
+FASTQ_HD bool as_bfloat16(const GemmCall& c) {
+#if defined(__AMX_BF16__)
+  return !c.integer() && c.m > FewRows::kRows && (c.group_size % BFloat16Sums::kDepth == 0 || c.scale_groups == 1);
+#else
+  (void)c;
+  return false;
+#endif
+}
+FASTQ_HD int64_t bytes_of_floats(const GemmCall& c) {
+#if defined(__AMX_BF16__)
+  if (as_bfloat16(c)) return multiple(c.k, BFloat16Sums::kDepth) * BFloat16Sums::terms(c.x_type) * 2;
+#endif
+  return depth_of(c) * 4;
+}
+constexpr int64_t kFloatTaskBytes = 1 << 20;
+// So many rows of floating point numbers as a cache keeps from one panel to the next.
+FASTQ_HD int64_t float_rows(int64_t stride) {
+  const int64_t rows = multiple(kFloatTaskBytes / (stride + 1), kRowsTogether);
+  return rows < kOwnRows ? kOwnRows : rows;
+}
+
+#if defined(__AMX_BF16__)
+constexpr int64_t kFloatPanelBytes =
+    (FloatSums::kStep * 4 > BFloat16Sums::kStep * 2 ? FloatSums::kStep * 4 : BFloat16Sums::kStep * 2) * kPanel;
+#else
 constexpr int64_t kFloatPanelBytes = FloatSums::kStep * kPanel * 4;
+#endif
 
 // Lines of an image with the border that its convolution sees, as a task has them: of each pixel the channels, packed.
 // Outputs are numbered as positions of its lines, and where a tap looks is the same number of pixels away from all of
@@ -446,41 +491,140 @@ struct FloatProduct {
   Columns<kPanel> columns;
 
   static void pack(const GemmCall& c, int64_t row, int64_t group, uint8_t* to) {
+#if defined(__AMX_BF16__)
+    if (as_bfloat16(c)) {
+      // A whole row first, at the end of where its terms are to be.
+      const int64_t depth = multiple(c.k, BFloat16Sums::kDepth);
+      const auto whole = [&](auto x) {
+        using Packed = typename decltype(x)::Packed;
+        auto* numbers = reinterpret_cast<Packed*>(to + depth * (kTerms * 2 - int64_t(sizeof(Packed))));
+        gather<decltype(x)>(c, row, group, 0, numbers);
+        fill_zeros(numbers, c.k, depth);
+      };
+      if constexpr (kTerms == 1)
+        whole(Halves());
+      else
+        whole(X());
+      return BFloat16Sums::split<kTerms>(depth, to);
+    }
+#endif
     gather<X>(c, row, group, 0.0f, reinterpret_cast<float*>(to));
+    fill_zeros(reinterpret_cast<float*>(to), c.k, depth_of(c));
+  }
+
+  // Unpacks elements [first, first + count) of the panel's K. `zero`: of its columns, with what was added to fields.
+  FASTQ_HD void unpack(const Block& b, int64_t first, int64_t count, const int32_t* zero) const {
+#if defined(__AMX_BF16__)
+    if (as_bfloat16(c)) {
+      for (int64_t j = 0; j < blocks_of_panel(b); ++j)
+        BFloat16Sums::unpack(c.bits, block_of(b, j), first, BFloat16Sums::tiles(count), zero + j * kBlockRows,
+                             s.numbers + j * BFloat16Sums::kBlockBytes);
+      return;
+    }
+#endif
+    const Lines w = lines_of(c, b, first, count, s.panel);
+    for (int j = 0; j < kPanelBlocks; ++j)
+      if (w.block[j] != nullptr)
+        FloatSums::weights(w.block[j], c.bits == 8, count, zero + j * kBlockRows,
+                           reinterpret_cast<float*>(s.numbers) + j * kBlockRows);
+  }
+
+  // Rows [i, i + rows) by what was unpacked.
+  FASTQ_HD void multiply(const Block& b, const Rows& x, int64_t i, int64_t rows, int64_t first, int64_t count,
+                         bool fresh, Ahead& ahead) const {
+    const uint8_t* from = x.x + i * x.stride;
+    auto* sums = reinterpret_cast<float*>(s.sums) + i * kPanel;
+#if defined(__AMX_BF16__)
+    if (as_bfloat16(c))
+      return BFloat16Sums::multiply<kTerms>(from + first * kTerms * 2, x.stride, rows, s.numbers,
+                                            blocks_of_panel(b) == kPanelBlocks, BFloat16Sums::tiles(count), fresh, sums,
+                                            ahead);
+#endif
+    (void)b, (void)ahead;
+    FloatSums::multiply(reinterpret_cast<const float*>(from) + first, x.stride / 4, rows,
+                        reinterpret_cast<const float*>(s.numbers), count, fresh, sums);
+  }
+
+  // Rows [i, i + rows) of the block, whose sums over a group of K are whole.
+  void settle(const Block& b, int64_t i, int64_t rows, int64_t scale_group) const {
+    const float* sums = reinterpret_cast<const float*>(s.sums) + i * kPanel + b.column % kBlockRows;
+    float* y = s.y + i * kPanel;
+    if (scale_group + 1 < c.scale_groups) return add_group(rows, sums, scale_group == 0, y);
+    const Block part = {b.row + i, rows, b.column, b.columns, b.group};
+    fold(c, part, columns, scale_group, [&](int64_t r, int64_t j) { return load_bits<F32>(sums + r * kPanel + j); }, y);
+  }
+  // What fold does of a group that is not the last one, for whole rows of the panel.
+  FASTQ_HD void add_group(int64_t rows, const float* sums, bool first, float* y) const {
+    F32 scale[kPanel / kWidth];
+    for (int64_t j = 0; j < kPanel / kWidth; ++j) scale[j] = load_bits<F32>(columns.scale + j * kWidth);
+    for (int64_t i = 0; i < rows * kPanel; i += kPanel)
+      for (int64_t j = 0; j < kPanel / kWidth; ++j) {
+        const F32 v = load_bits<F32>(sums + i + j * kWidth) * scale[j];
+        float* to = y + i + j * kWidth;
+        store_bits(to, first ? v : load_bits<F32>(to) + v);
+      }
   }
 
   void run(const Block& b, const Rows& x) {
-    const int64_t offset = b.column % kBlockRows, stride = plan.stride / 4;
+    const int64_t offset = b.column % kBlockRows;
     auto* sums = reinterpret_cast<float*>(s.sums);
-    auto* panel = reinterpret_cast<float*>(s.numbers);
     columns.set(c, b);
-    for (int64_t i = 0; c.k == 0 && i < b.rows * kPanel; ++i) sums[i] = 0.0f;
+    columns.set_scale(c, b, 0);
+    if (c.k == 0) {  // groups of no element
+      for (int64_t i = 0; i < b.rows * kPanel; ++i) sums[i] = 0.0f;
+      settle(b, 0, b.rows, 0);
+      return;
+    }
+    alignas(64) int32_t zero[kPanel];
+    for (int64_t j = 0; j < kPanel; ++j) zero[j] = block_middle(c.bits);
     for (int64_t g = 0; g < c.scale_groups; ++g) {
       const int64_t begin = g * c.group_size, end = least(begin + c.group_size, c.k);
-      columns.set_scale(c, b, g);
-      alignas(64) int32_t zero[kPanel];
-      for (int64_t j = 0; j < kPanel; ++j) {
-        const int64_t n = j < offset || j - offset >= b.columns ? b.column : b.column + j - offset;
-        zero[j] = block_middle(c.bits) + (c.zero == nullptr ? 0 : c.zero[n * c.scale_step + g]);
+      const int64_t at = b.column * c.scale_step + g;
+      for (int64_t j = 0; j < b.columns; ++j) columns.scale[j] = c.scale[at + j * c.scale_step];
+      if (c.zero != nullptr)
+        for (int64_t j = 0; j < b.columns; ++j) zero[offset + j] = block_middle(c.bits) + c.zero[at + j * c.scale_step];
+      int64_t step = FloatSums::kStep;
+#if FASTQ_VECTOR_BYTES == 64
+      if (few_floats(c)) {
+        for (int64_t j = 0; j < blocks_of_panel(b); ++j)
+          FewRows::multiply(c.bits, reinterpret_cast<const float*>(x.x) + begin, x.stride / 4, b.rows, block_of(b, j),
+                            begin, (end - begin + FewRows::kDepth - 1) / FewRows::kDepth, zero + j * kBlockRows,
+                            sums + j * kBlockRows);
+        settle(b, 0, b.rows, g);
+        continue;
       }
-      for (int64_t first = begin; first < end; first += FloatSums::kStep) {
-        const int64_t count = least(FloatSums::kStep, end - first);
-        const Lines w = lines_of(c, b, first, count, s.panel);
-        for (int j = 0; j < kPanelBlocks; ++j)
-          if (w.block[j] != nullptr)
-            FloatSums::weights(w.block[j], c.bits == 8, count, zero + j * kBlockRows, panel + j * kBlockRows);
-        FloatSums::multiply(reinterpret_cast<const float*>(x.x) + first, stride, b.rows, panel, count, first == begin,
-                            sums);
-      }
-      for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
-        const Block part = {b.row + i, least(kRowsTogether, b.rows - i), b.column, b.columns, b.group};
-        fold(
-            c, part, columns, g,
-            [&](int64_t r, int64_t j) { return load_bits<F32>(sums + (i + r) * kPanel + offset + j); },
-            s.y + i * kPanel);
+#endif
+#if defined(__AMX_BF16__)
+      if (as_bfloat16(c)) step = BFloat16Sums::kStep;
+#endif
+      for (int64_t first = begin; first < end; first += step) {
+        const int64_t count = least(step, end - first);
+        unpack(b, first, count, zero);
+        Ahead ahead = ahead_of(c, b, first, count, kTilesAhead * ((b.rows + kRowsTogether - 1) / kRowsTogether));
+        if (first + count < end) {
+          multiply(b, x, 0, b.rows, first, count, first == begin, ahead);
+          continue;
+        }
+        for (int64_t i = 0; i < b.rows; i += kRowsTogether) {
+          const int64_t rows = least(kRowsTogether, b.rows - i);
+          multiply(b, x, i, rows, first, count, first == begin, ahead);
+          settle(b, i, rows, g);
+        }
       }
     }
   }
+
+ private:
+#if defined(__AMX_BF16__)
+  static constexpr int kTerms = BFloat16Sums::terms(X::kStored);
+#endif
+  FASTQ_HD static int64_t blocks_of_panel(const Block& b) {
+    return (b.column + b.columns - 1) / kBlockRows - b.column / kBlockRows + 1;
+  }
+  FASTQ_HD const uint8_t* block_of(const Block& b, int64_t j) const {
+    return c.weight + (b.column / kBlockRows + j) * c.row_bytes;
+  }
+  static constexpr int64_t kTilesAhead = 2;  // of floating point numbers in a tile of bytes
 };
 
 // ---- depthwise convolutions
@@ -571,9 +715,9 @@ struct Depthwise {
 template <class Body>
 FASTQ_HD void each_product(const GemmCall& c, const Body& body) {
   switch (c.x_type) {
-    case Stored::bf16: return body(FloatProduct<Numbers<BFloat16>>::pack);
-    case Stored::f16: return body(FloatProduct<Numbers<Float16>>::pack);
-    default: return body(FloatProduct<Numbers<Float32>>::pack);
+    case Stored::bf16: return body(FloatProduct<Numbers<BFloat16, Stored::bf16>>::pack);
+    case Stored::f16: return body(FloatProduct<Numbers<Float16, Stored::f16>>::pack);
+    default: return body(FloatProduct<Numbers<Float32, Stored::f32>>::pack);
   }
 }
 
@@ -595,12 +739,12 @@ GemmPlan plan_of(const GemmCall& c) {
   }
   const int64_t depth = depth_of(c);
   p.groups = c.convolution ? c.window.groups : 1;
-  int64_t bytes = c.integer() ? depth * Sums::kElement + (has_totals(c) ? c.scale_groups * 4 : 0) : depth * 4;
+  int64_t bytes = c.integer() ? depth * Sums::kElement + (has_totals(c) ? c.scale_groups * 4 : 0) : bytes_of_floats(c);
   // Rows an odd number of lines apart do not fall into the same sets of the cache.
   bytes = multiple(bytes, kLineBytes);
   p.stride = bytes / kLineBytes % 2 == 0 ? bytes + kLineBytes : bytes;
 #if defined(__AMX_INT8__)
-  p.tiles = c.integer() && c.m > DotProducts::kFewRows && whole_tiles(c);
+  p.tiles = c.integer() ? c.m > DotProducts::kFewRows && whole_tiles(c) : as_bfloat16(c);
 #endif
   const int64_t of_group = c.n / p.groups;
   const int64_t panels = (of_group + (of_group % kBlockRows == 0 ? 0 : kBlockRows - 1) + kPanel - 1) / kPanel;
@@ -619,7 +763,8 @@ GemmPlan plan_of(const GemmCall& c) {
     return p;
   }
   p.shared = p.groups == 1 && (!c.convolution || c.m <= kSharedRows);
-  const int64_t of_task = p.shared ? kTaskRows : c.bits == 8 ? kOwnRows : kUnpackedRows;
+  int64_t of_task = p.shared ? kTaskRows : c.bits == 8 ? kOwnRows : kUnpackedRows;
+  if (as_bfloat16(c)) of_task = least(of_task, float_rows(p.stride));
   p.row_tasks = (c.m + of_task - 1) / of_task;
   p.rows = p.row_tasks == 0 ? 0 : multiple((c.m + p.row_tasks - 1) / p.row_tasks, kRowsTogether);
   p.column_tasks = p.shared ? panels : 1;
@@ -739,21 +884,21 @@ void product(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, int
   const auto run = [&](auto task_of) {
     for (int64_t task = begin; task < end; ++task) task_of(c, plan, packed, task, memory);
   };
-  if (!c.integer()) {
+  const auto run_tasks = [&] {
+    if (c.integer()) return run(plan.lines > 0 ? run_image_task : run_task<IntegerProduct>);
     switch (c.x_type) {
-      case Stored::bf16: return run(run_task<FloatProduct<Numbers<BFloat16>>>);
-      case Stored::f16: return run(run_task<FloatProduct<Numbers<Float16>>>);
-      default: return run(run_task<FloatProduct<Numbers<Float32>>>);
+      case Stored::bf16: return run(run_task<FloatProduct<Numbers<BFloat16, Stored::bf16>>>);
+      case Stored::f16: return run(run_task<FloatProduct<Numbers<Float16, Stored::f16>>>);
+      default: return run(run_task<FloatProduct<Numbers<Float32, Stored::f32>>>);
     }
-  }
-  const auto task = plan.lines > 0 ? run_image_task : run_task<IntegerProduct>;
+  };
 #if defined(__AMX_INT8__)
   if (plan.tiles) {
     const TileState state;
-    return run(task);
+    return run_tasks();
   }
 #endif
-  run(task);
+  run_tasks();
 }
 
 // ---- weights

@@ -209,7 +209,8 @@ def int_linear(
         out = y, rounded once to out_dtype; or the codes
               round(clip(y / out_scale, lo - zp, hi - zp)) + zp              half to even; NaN gives zp
 
-    For floating point ``x``: ``y = sum over k of x * s * (c - z)``, accumulated in float32; what follows is the same. A GPU's large
+    For floating point ``x``: ``y = sum over k of x * s * (c - z)``, accumulated in float32; what follows is the same. AMX takes
+    ``x`` apart into bfloat16 numbers, whose products are exact, and counts numbers and sums below ``2**-126`` as 0. A GPU's large
     products (:func:`fastq.kernels` says which kernel) are torch's, of the weight written out in the dtype of ``x``: scales of
     groups are then rounded with it, and float32 obeys ``torch.backends.cuda.matmul.allow_tf32``.
 

@@ -197,6 +197,54 @@ def test_floating_point_products_of_several_blocks(dtype: torch.dtype) -> None:
         assert bool(((y - exact).abs() <= (k + 2) * 2**-24 * size).all())
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_sums_of_small_whole_numbers_are_exact(dtype: torch.dtype) -> None:
+    # everything is below 2**24, so that the order of additions is no excuse
+    shapes = ((1, 33, 777, None), (2, 40, 100, None), (5, 16, 64, 32), (17, 70, 513, None), (40, 35, 520, 96), (33, 19, 40, 16))
+    for index, (m, n, k, group_size) in enumerate(shapes * 2):
+        granularity = "group" if group_size else "channel"
+        bits, zeros = (4, 8, 3, 2)[index % 4], index >= len(shapes)
+        weight, codes = Product(m, n, k, bits, zeros=zeros, granularity=granularity, group_size=group_size).weight()
+        weight.scale.fill_(1.0)
+        x = drawn_codes((m, k), 4, I8, 1).to(dtype)
+        assert torch.equal(fastq.int_linear(x, weight, out_dtype=torch.float32).double(), x.double() @ codes.double().t())
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_products_of_floating_point_inputs_are_exact(dtype: torch.dtype, rows: int) -> None:
+    # of each row one number that is not 0, by powers of two: no bit of it may be lost
+    numbers = (normal(40) * 2.0 ** torch.arange(-14, 6).repeat(2)).to(dtype)
+    numbers[0], numbers[1] = torch.finfo(dtype).max / 4, torch.finfo(torch.float16).tiny / 1024 * 333  # in fp16 a denormal
+    x = torch.diag(numbers)
+    codes = torch.tensor([-4, -2, -1, 1, 2], dtype=I8)[torch.arange(33 * 40).view(33, 40) * 7 % 5]
+    for bits in (3, 4, 8):
+        weight = fastq.pack(codes, bits, scale=1.0)
+        y = torch.cat([fastq.int_linear(part, weight, out_dtype=torch.float32) for part in x.split(rows)])
+        assert torch.equal(y.double(), F.linear(x.double(), codes.double()))
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_infinities_nan_and_denormals_of_floating_point_inputs(dtype: torch.dtype, rows: int) -> None:
+    codes = torch.tensor([[1] * 40, [-8] * 40, [0] * 40], dtype=I8)
+    weight = fastq.pack(codes, 4, scale=1.0)
+    special = torch.tensor([float("inf"), -float("inf"), float("nan")]).to(dtype)
+    if dtype == torch.float32:
+        lowest_bit = torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32)  # a NaN whose upper half is an infinity
+        special = torch.cat([special, lowest_bit])
+    for number in special:
+        x = torch.ones(rows, 40, dtype=dtype)
+        x[rows // 2, 21] = number
+        y = fastq.int_linear(x, weight, out_dtype=torch.float32).double()
+        want = (x.double()[:, None] * codes.double()).sum(2)
+        assert torch.equal(y.nan_to_num(nan=1e300), want.nan_to_num(nan=1e300))
+    x = torch.full((rows, 40), 2.0**-130 if dtype != torch.float16 else 2.0**-24).to(dtype)
+    y, want = fastq.int_linear(x, weight, out_dtype=torch.float32).double(), F.linear(x.double(), codes.double())
+    # tiles count numbers below 2**-126, and sums, as 0
+    assert bool(((y - want).abs() <= (0 if dtype == torch.float16 else 2.0**-126 * codes.double().abs().sum(1))).all())
+
+
 IMAGES = [
     # B, C, H, W, O, groups, kernel, keywords
     (1, 64, 9, 10, 40, 1, (3, 3), {"padding": 1}),
@@ -311,6 +359,7 @@ for index in (0, 4):
     test_engine.test_convolutions_have_the_references_bits(index)
 for dtype in test_engine.FLOATS:
     test_engine.test_floating_point_products_of_several_blocks(dtype)
+    test_engine.test_sums_of_small_whole_numbers_are_exact(dtype)
     test_engine.test_codes_have_the_references_bits(dtype)
     test_engine.test_codes_per_token_have_the_references_bits(8, dtype)
 print(test_engine._runtime.isa())
