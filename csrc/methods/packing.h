@@ -20,8 +20,8 @@ FASTQ_HD constexpr int field_bits(Layout layout, int bits) {
   return layout == Layout::tiles && bits == 3 ? 4 : bits;
 }
 
-// `blocks`: a tile has 16 lines of 64 bytes, byte 4 * i + j of line r being element 4 * r + j of row i: of each row four
-// neighbours in K, what one lane of a dot product takes. With 8 bits the bytes are fields; with fewer they are
+// `blocks`: a tile has 16 lines of 64 bytes, byte 4 * i + j of line r being element 4 * r + j of row i: of each row
+// four neighbours in K, what one lane of a dot product takes. With 8 bits the bytes are fields; with fewer they are
 // field + 2^(bits - 1), and so are numbers without a sign. Of 4 bits, 64 bytes have two lines, the first in the lower
 // halves; of 2 bits four. Of 3 bits come the lower two of all lines and then the third ones, eight lines in 64 bytes.
 // N and K are padded with fields that are 0.
