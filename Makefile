@@ -50,7 +50,7 @@ test: $(VENV)/.ready ## prove it: the whole test suite
 	$(BIN)/python -m pytest -m "not cuda_compile and not huge and not sanitize" $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 sanitize: $(VENV)/.ready ## the C++ tests under the address and undefined behaviour sanitizers
-	$(BIN)/python -m pytest -m sanitize tests/native
+	$(BIN)/python -m pytest -m sanitize $(SIDE_BY_SIDE) tests/native
 
 fuzz: $(VENV)/.ready ## a hundred thousand broken files to the runtime's loader under the sanitizers (3 minutes)
 	$(BIN)/python tests/runtime/fuzz.py --sanitize

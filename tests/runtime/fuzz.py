@@ -14,6 +14,7 @@ import argparse
 import copy
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -23,6 +24,8 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +170,13 @@ def shape_for(network: Any, own: tuple[int, ...], draw: random.Random) -> tuple[
     return tuple(n or draw.choice((1, 2, 6, 9, 14)) for n in network.input_shape or (None,) * 4)
 
 
-def fuzz(count: int, seed: int) -> int:
+def some(first: int, last: int, seed: int) -> Counter[str]:
+    """What became of files [first, last)."""
     from fastq import runtime
 
     files = [File(path) for path in sorted((HERE / "fixtures").glob("*.safetensors"))]
-    refused = loaded = ran = large = unfit = 0
-    start = time.perf_counter()
-    for number in range(count):
+    became: Counter[str] = Counter()
+    for number in range(first, last):
         draw = random.Random(f"{seed}/{number}")
         file = draw.choice(files)
         data = broken(draw, file)
@@ -181,29 +184,41 @@ def fuzz(count: int, seed: int) -> int:
             try:
                 network = runtime.load(data, threads=1)
             except runtime.FormatError as error:
-                refused += 1
+                became["refused"] += 1
                 if "\n" in str(error):
                     raise AssertionError("a message of several lines") from error
                 continue
-            loaded += 1
+            became["loaded"] += 1
             shape = shape_for(network, file.shape, draw)
             try:
                 if max(shape) > 4096 or network.memory(shape) > MOST:
-                    large += 1
+                    became["large"] += 1
                     continue
                 network(np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape))
-                ran += 1
+                became["run"] += 1
             except ValueError:  # an input that does not fit, as the shape is guessed
-                unfit += 1
+                became["unfit"] += 1
         except BaseException as error:
-            Path("fuzz-failure.safetensors").write_bytes(data)
-            print(f"fuzz: seed {seed}, file {number}: {type(error).__name__}: {error}; it is in fuzz-failure.safetensors")
+            path = Path(f"fuzz-failure-{number}.safetensors")
+            path.write_bytes(data)
+            print(f"fuzz: seed {seed}, file {number}: {type(error).__name__}: {error}; it is in {path}", flush=True)
             raise
+    return became
+
+
+def fuzz(count: int, seed: int) -> int:
+    """By as many processes as there are processors; what a file becomes depends on its number alone."""
+    start, step = time.perf_counter(), 1000
+    became: Counter[str] = Counter()
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for part in pool.map(some, *zip(*((i, min(i + step, count), seed) for i in range(0, count, step)), strict=True)):
+            became += part
     print(
-        f"fuzz: {count} files, {refused} refused, {loaded} loaded and {ran} of these run ({unfit} did not take the input, {large} "
-        f"were too large), 0 other errors (seed {seed}, {time.perf_counter() - start:.0f} s)"
+        f"fuzz: {count} files, {became['refused']} refused, {became['loaded']} loaded and {became['run']} of these run "
+        f"({became['unfit']} did not take the input, {became['large']} were too large), 0 other errors "
+        f"(seed {seed}, {time.perf_counter() - start:.0f} s)"
     )
-    return 0 if refused and ran else 1
+    return 0 if became["refused"] and became["run"] else 1
 
 
 def sanitized(arguments: list[str]) -> int:
