@@ -47,7 +47,7 @@ NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-ftz=false", "-prec-div=true"
               "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills"]  # fmt: skip
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0a+PTX"
 #: What the integer products have beyond x86-64-v4.
-BEYOND_V4 = {"vnni": ["-mavx512vnni"], "amx": ["-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]}
+BEYOND_V4 = {"vnni": ["-mavx512vnni"], "amx": ["-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]}
 
 
 def machine(isa: str) -> list[str]:

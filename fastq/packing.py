@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 
-from . import container
+from . import _native, container
 from .engine.call import Operand
 
 __all__ = ["BITS", "LAYOUTS", "PackedWeight", "layout_of", "pack"]
@@ -178,26 +178,28 @@ def row_sums(fields: torch.Tensor, size: int | None) -> torch.Tensor:
 
 def pack_blocks(fields: torch.Tensor, bits: int) -> torch.Tensor:
     """``(N, K)`` int8 fields as bytes of the layout ``blocks``, ``(ceil(N / 16), 128 * bits * ceil(K / 64))``."""
+    if fields.device.type == "cpu" and _native.cpu_error is None:
+        from .ops import _library  # noqa: F401  defines the operator
+
+        return torch.ops.fastq.pack_blocks.default(fields.contiguous(), bits)  # type: ignore[no-any-return]
+    return pack_blocks_in_torch(fields, bits)
+
+
+def pack_blocks_in_torch(fields: torch.Tensor, bits: int) -> torch.Tensor:
+    """The same where there is no native library."""
     n, k = fields.shape
-    short = -n % BLOCK_ROWS, -k % BLOCK_DEPTH
-    fields = torch.nn.functional.pad(fields, (0, short[1], 0, short[0])) if any(short) else fields.contiguous()
+    fields = torch.nn.functional.pad(fields, (0, -k % BLOCK_DEPTH, 0, -n % BLOCK_ROWS))
     blocks, tiles = len(fields) // BLOCK_ROWS, fields.shape[1] // BLOCK_DEPTH
-    if torch.compiler.is_compiling() and bits == 8:  # which cannot ask where a tensor begins
-        parts = fields.view(blocks, BLOCK_ROWS, tiles, 16, 4).permute(0, 2, 3, 1, 4)
-        return parts.reshape(blocks, tiles * BLOCK_ROWS * BLOCK_DEPTH).view(torch.uint8)
-    flat = fields.view(-1)
-    fours = (flat.clone() if flat.storage_offset() % 4 else flat).view(torch.int32)
-    lines = fours.view(blocks, BLOCK_ROWS, tiles, 16).permute(0, 2, 3, 1).contiguous().view(-1).view(torch.uint8)
+    lines = fields.view(blocks, BLOCK_ROWS, tiles, 16, 4).permute(0, 2, 3, 1, 4).contiguous().view(-1).view(torch.uint8)
     if bits == 8:
         return lines.view(blocks, tiles * BLOCK_ROWS * BLOCK_DEPTH)
     # as words of eight bytes, no bit of which leaves its byte
-    middle = lanes(2 ** (bits - 1), 8)
-    words = ((lines.view(torch.int64) & lanes(2**bits - 1, 8)) ^ middle).view(blocks, tiles, 16, 8)
-    plane = 2 if bits == 3 else bits
-    low = words & lanes(3, 8) if bits == 3 else words
-    planes = [joined_lines(low, plane)]
+    words = (lines.view(torch.int64) & lanes(2**bits - 1, 8)) ^ lanes(2 ** (bits - 1), 8)
+    words = words.view(blocks, tiles, 16, 8)
     if bits == 3:
-        planes.append(joined_lines((words >> 2) & lanes(1, 8), 1))
+        planes = [joined_lines(words & lanes(3, 8), 2), joined_lines((words >> 2) & lanes(1, 8), 1)]
+    else:
+        planes = [joined_lines(words, bits)]
     return torch.cat(planes, 2).view(-1).view(torch.uint8).view(blocks, tiles * 128 * bits)
 
 
@@ -265,7 +267,7 @@ class PackedWeight:
 
     def __init__(
         self, data: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, shape: tuple[int, ...], bits: int,
-        signed: bool, group_size: int | None, layout: str, sums: torch.Tensor | None = None,
+        signed: bool, group_size: int | None, layout: str, sums: torch.Tensor | None = None, fields: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         self.data, self.scale, self.zero_point = data, scale, zero_point
         self.shape, self.bits, self.signed = tuple(shape), bits, signed
@@ -275,7 +277,7 @@ class PackedWeight:
         self.stored_zero = None if zero_point is None and middle == 0 else zero
         if self.stored_zero is not None and not zero.is_meta and not bool(zero.any()):
             self.stored_zero = None
-        self.sums = self._sums() if sums is None else sums
+        self.sums = self._sums(self.fields() if fields is None else fields) if sums is None else sums
 
     @property
     def n(self) -> int:
@@ -342,8 +344,8 @@ class PackedWeight:
         o, c, *kernel = self.shape
         return t.reshape(o, *kernel, c).movedim(-1, 1).contiguous()
 
-    def _sums(self) -> torch.Tensor:
-        sums = row_sums(self.fields(), self.group_size)
+    def _sums(self, fields: torch.Tensor) -> torch.Tensor:
+        sums = row_sums(fields, self.group_size)
         if self.stored_zero is None:
             return sums
         length: int | torch.Tensor = self.k
@@ -524,8 +526,10 @@ def pack(
     if codes.dim() > 2:
         fields = fields.movedim(1, -1)
     layout = layout_of(codes.device)
-    data = _PACK[layout](fields.reshape((n, k)), bits)
-    return PackedWeight(data, steps, zero, tuple(codes.shape), bits, signed, group_size, layout)
+    fields = fields.reshape((n, k))
+    return PackedWeight(
+        _PACK[layout](fields, bits), steps, zero, tuple(codes.shape), bits, signed, group_size, layout, fields=fields
+    )
 
 
 def _from_parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> PackedWeight:

@@ -42,7 +42,7 @@ int cpu_level(unsigned built, const char** error) {
                    : "FASTQ_CPU_ISA asks for an instruction set that this processor does not have";
       return 0;
     }
-    if (most <= 4 && !(built & (1u << most))) {
+    if (!(built & (1u << (most <= 4 ? most : 4)))) {
       *error = "FASTQ_CPU_ISA asks for an instruction set that this build does not hold";
       return 0;
     }

@@ -75,12 +75,15 @@ struct alignas(64) Columns {
     copy(c.addend, b, addend);
   }
   FASTQ_HD void set_scale(const GemmCall& c, const Block& b, int64_t scale_group) {
+    const bool given = scale_group < c.scale_groups;  // rows of no element have no groups
     for (int64_t j = 0; j < kColumns; ++j)
-      scale[j] = j < b.columns ? c.scale[(b.column + j) * c.scale_step + scale_group] : 0.0f;
+      scale[j] = given && j < b.columns ? c.scale[(b.column + j) * c.scale_step + scale_group] : 0.0f;
   }
   FASTQ_HD void set_zeros(const GemmCall& c, const Block& b, int64_t scale_group, int32_t middle, int32_t x_zero) {
     for (int64_t j = 0; j < kColumns; ++j) {
       const int64_t n = b.column + (j < b.columns ? j : 0);
+      zero[j] = sums[j] = 0;
+      if (scale_group >= c.scale_groups) continue;
       zero[j] = middle + (c.zero == nullptr ? 0 : c.zero[n * c.scale_step + scale_group]);
       sums[j] = int32_t(uint32_t(x_zero) * uint32_t(c.sums[n * c.scale_groups + scale_group]));
     }

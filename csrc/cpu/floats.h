@@ -280,6 +280,7 @@ struct BFloat16Sums {
                             Ahead& ahead) {
     constexpr int64_t kBytes = kPanel * 4;
     float* lower = sums + kTileRows * kPanel;
+    before_tiles();
     if (fresh) {
       _tile_zero(0);
       if (kColumns) _tile_zero(1);

@@ -149,9 +149,9 @@ FASTQ_HD int64_t depth_of(const GemmCall& c) {
 
 template <class T>
 FASTQ_HD int32_t total_of(const T* x, int64_t n) {
-  int32_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += x[i];
-  return sum;
+  uint32_t sum = 0;  // modulo 2^32, as all sums
+  for (int64_t i = 0; i < n; ++i) sum += uint32_t(int32_t(x[i]));
+  return int32_t(sum);
 }
 
 FASTQ_HD int32_t total(const uint8_t* x, int64_t n, bool with_sign) {
@@ -261,8 +261,13 @@ struct Image {
 
   FASTQ_HD static bool serves(const GemmCall& c) {
     const GemmWindow& w = c.window;
-    return c.integer() && c.convolution && w.groups == 1 && w.sh == 1 && w.sw == 1 && w.channels % kBlockDepth == 0 &&
-           w.kh * w.kw <= kMostTaps && c.k * c.n <= kMostWeights;
+    if (!c.integer() || !c.convolution || w.groups != 1 || w.sh != 1 || w.sw != 1 || c.k == 0 ||
+        w.channels % kBlockDepth != 0 || w.kh * w.kw > kMostTaps || c.k * c.n > kMostWeights)
+      return false;
+    // Where taps are far apart, more lines are copied than are looked at.
+    const double lines = double(lines_of_task(c)), width = double(w.ow) + double(w.kw - 1) * double(w.dw);
+    const double pixels = (lines + double(w.kh - 1) * double(w.dh)) * width, outputs = lines * double(w.ow);
+    return pixels <= outputs * (w.kh * w.kw > 4 ? 0.5 * double(w.kh * w.kw) : 2.0);
   }
   static constexpr int64_t kMostTaps = 1024;
   static constexpr int64_t kMostWeights = 3 << 19;  // that a cache keeps from one task to the next
@@ -907,14 +912,20 @@ void blocks_of(const PackCall& c, int64_t begin, int64_t end) {
   const int64_t tiles = (c.k + kBlockDepth - 1) / kBlockDepth, of_row = row_bytes(Layout::rows, c.bits, c.k);
   const int64_t of_block = row_bytes(Layout::blocks, c.bits, c.k);
   alignas(64) uint8_t lines[kTileSize];
-  alignas(64) int8_t fields[kBlockDepth];
+  alignas(64) int8_t room[kBlockDepth];
   for (int64_t block = begin; block < end; ++block)
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = t * kBlockDepth, count = least(kBlockDepth, c.k - first);
       for (int64_t i = 0; i < kBlockRows; ++i) {
         const int64_t n = block * kBlockRows + i;
-        fill_zeros(fields, n < c.n ? count : 0, kBlockDepth);
-        if (n < c.n) unpack_rows(c.rows + n * of_row, c.bits, first, count, int8_t(0), fields);
+        const int8_t* fields = room;
+        if (c.fields != nullptr && n < c.n && count == kBlockDepth) {
+          fields = c.fields + n * c.k + first;
+        } else {
+          fill_zeros(room, n < c.n ? count : 0, kBlockDepth);
+          if (n < c.n && c.fields != nullptr) std::memcpy(room, c.fields + n * c.k + first, count);
+          if (n < c.n && c.fields == nullptr) unpack_rows(c.rows + n * of_row, c.bits, first, count, int8_t(0), room);
+        }
         for (int64_t r = 0; r < kBlockRows; ++r) std::memcpy(lines + r * kLineBytes + i * 4, fields + r * 4, 4);
       }
       uint8_t* to = c.blocks + block * of_block + t * block_tile_bytes(c.bits);
@@ -922,7 +933,8 @@ void blocks_of(const PackCall& c, int64_t begin, int64_t end) {
         std::memcpy(to, lines, kTileSize);
         continue;
       }
-      for (int i = 0; i < kTileSize; ++i) lines[i] = uint8_t(lines[i] + block_middle(c.bits));
+      for (int i = 0; i < kTileSize; ++i)
+        lines[i] = uint8_t(lines[i] ^ block_middle(c.bits));  // of the lowest bits, + too
       switch (c.bits) {
         case 2: pack_tile<2>(lines, to); break;
         case 3: pack_tile<3>(lines, to); break;

@@ -15,10 +15,11 @@ FASTQ_HD constexpr bool is_code(Stored type) {
   return type == Stored::i8 || type == Stored::u8;
 }
 
-// A weight in the layout `rows` that is to lie in `blocks`.
+// A weight that is to lie in `blocks`: fields, of which the lowest bits count, or what lies in the layout `rows`.
 struct PackCall {
   int64_t n, k;
   int bits;
+  const int8_t* fields;  // [n, k]; or null:
   const uint8_t* rows;
   uint8_t* blocks;
 };

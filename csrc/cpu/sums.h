@@ -48,7 +48,6 @@ struct Ahead {
 // signed.
 struct DotProducts {
   static constexpr int kElement = 1;  // bytes of a packed x
-  static constexpr const char* kName = "vnni";
   FASTQ_HD static bool x_signed(int bits) { return bits < 8; }
 
   template <bool kSigned>
@@ -252,6 +251,11 @@ struct Pairs {
 
 #if defined(__AMX_INT8__)
 
+// The compiler's tile instructions do not say which memory they read: what is stored stays before them.
+FASTQ_HD void before_tiles() {
+  asm volatile("" ::: "memory");
+}
+
 // The tile registers as every product here wants them: 16 rows of 64 bytes. What was set before is set again, for other
 // libraries may rely on it.
 struct TileState {
@@ -268,6 +272,7 @@ struct TileState {
     c.palette = 1;
     for (int i = 0; i < 8; ++i) c.bytes[i] = 64, c.rows[i] = 16;
     _tile_storeconfig(&before);
+    before_tiles();
     _tile_loadconfig(&c);
   }
   ~TileState() {
@@ -301,6 +306,7 @@ struct Tiles {
   template <bool kSigned, bool kRows, bool kColumns>
   FASTQ_HD static void tile(const uint8_t* x, int64_t stride, Depths depths, const Lines& w, int64_t depth, bool fresh,
                             uint32_t* sums, Ahead& ahead) {
+    before_tiles();
     constexpr int64_t kBytes = kPanel * 4;
     uint32_t* lower = sums + kTileRows * kPanel;
     if (fresh) {

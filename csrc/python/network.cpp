@@ -386,7 +386,7 @@ int64_t Network::product(Product p) {
   c.row_bytes = row_bytes(c.layout, c.bits, c.k);
   s.blocks = Memory(size_t(stored_rows(c.layout, c.n) * c.row_bytes));
   c.weight = s.blocks.at<uint8_t>();
-  fastq::run_pack({c.n, c.k, c.bits, own.weight.rows.data(), s.blocks.at<uint8_t>()}, parallel_);
+  fastq::run_pack({c.n, c.k, c.bits, nullptr, own.weight.rows.data(), s.blocks.at<uint8_t>()}, parallel_);
   s.product.weight.rows = {};
   const auto or_null = [](const auto& values) { return values.empty() ? nullptr : values.data(); };
   c.x_type = of_codes ? Stored::i8 : Stored::f32;

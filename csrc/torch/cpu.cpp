@@ -184,6 +184,7 @@ const GemmRunner kGemmCpu = {
     with_threads<GemmCall, run_product>,
     with_threads<QuantizeCall, run_quantize>,
     with_threads<QuantizeCall, run_quantize_rows>,
+    with_threads<PackCall, run_pack>,
 };
 const DirectRunner kDirectCpu = {direct_weight, direct_gradient, direct_update};
 const Runner kCpu = {

@@ -269,4 +269,23 @@ std::tuple<Tensor, Tensor> run_quantize_per_token(const GemmRunner& runner, cons
   return {codes, scales};
 }
 
+Tensor run_pack_blocks(const GemmRunner& runner, const Tensor& fields, int64_t bits) {
+  const char* op = "pack_blocks";
+  FASTQ_GEMM_CHECK(fields.dim() == 2 && fields.scalar_type() == ScalarType::Char && fields.is_contiguous(),
+                   "fields must be contiguous int8 (N, K), got ", fields.scalar_type(), " ", shape_of(fields));
+  FASTQ_GEMM_CHECK(bits == 2 || bits == 3 || bits == 4 || bits == 8, "bits must be 2, 3, 4 or 8, got ", bits);
+  PackCall c = {};
+  c.n = fields.size(0);
+  c.k = fields.size(1);
+  c.bits = int(bits);
+  const int64_t sizes[] = {stored_rows(Layout::blocks, c.n), row_bytes(Layout::blocks, c.bits, c.k)};
+  const int64_t strides[] = {std::max<int64_t>(sizes[1], 1), 1};
+  Tensor out = allocate(fields, 2, sizes, strides, aoti_torch_dtype_uint8());
+  if (out.numel() == 0) return out;
+  c.fields = static_cast<const int8_t*>(fields.const_data_ptr());
+  c.blocks = static_cast<uint8_t*>(out.mutable_data_ptr());
+  runner.blocks(c, fields);
+  return out;
+}
+
 }  // namespace fastq

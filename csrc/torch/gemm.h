@@ -17,6 +17,7 @@ struct GemmRunner {
   void (*product)(GemmCall&, const Tensor& x);
   void (*quantize)(QuantizeCall&, const Tensor& x);
   void (*rows)(QuantizeCall&, const Tensor& x);
+  void (*blocks)(PackCall&, const Tensor& fields);
 };
 
 // The arguments that int_linear and int_conv2d share, in the order of their schemas.
@@ -42,6 +43,8 @@ Tensor run_product(const char* op, const GemmRunner&, const Tensor& x, const Gem
 Tensor run_quantize(const GemmRunner&, const Tensor& x, const Tensor& scale, const std::optional<Tensor>& offset,
                     const std::vector<int64_t>& codes, ScalarType dtype);
 std::tuple<Tensor, Tensor> run_quantize_per_token(const GemmRunner&, const Tensor& x, int64_t bits);
+
+Tensor run_pack_blocks(const GemmRunner&, const Tensor& fields, int64_t bits);
 
 using OptionalTensor = std::optional<Tensor>;
 using Numbers = std::vector<int64_t>;
@@ -72,6 +75,11 @@ Tensor quantize(Tensor x, Tensor scale, OptionalTensor offset, Numbers codes, Sc
 template <const GemmRunner& runner>
 std::tuple<Tensor, Tensor> quantize_per_token(Tensor x, int64_t bits) {
   return run_quantize_per_token(runner, x, bits);
+}
+
+template <const GemmRunner& runner>
+Tensor pack_blocks(Tensor fields, int64_t bits) {
+  return run_pack_blocks(runner, fields, bits);
 }
 
 template <const GemmRunner& runner, class Library>

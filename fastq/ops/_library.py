@@ -65,6 +65,14 @@ def requires_grad(t: torch.Tensor) -> bool:
     return t.requires_grad
 
 
+# Of the layout of CPUs, which fastq/packing.py describes: no other device has it.
+_libraries["fastq"].define("pack_blocks(Tensor fields, int bits) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+torch.library.register_fake(
+    "fastq::pack_blocks",
+    lambda fields, bits: fields.new_empty((-(-fields.shape[0] // 16), -(-fields.shape[1] // 64) * 128 * bits), dtype=torch.uint8),
+    lib=_libraries["fastq"],
+)
+
 _libraries["fastq"].define("requires_grad(Tensor t) -> bool")
 _libraries["fastq"].impl("requires_grad", requires_grad, "CompositeExplicitAutograd")
 

@@ -83,7 +83,7 @@ def int_linear(x: torch.Tensor, w: Operand, e: Epilogue) -> torch.Tensor:
             y = y + part * scales[:, g].to(torch.float64)
         else:
             x_scale = 1.0 if e.x_scale is None else e.x_scale.view(-1, 1)
-            product = part.to(torch.float32) * (x_scale * scales[:, g])
+            product = (part + 0.0).to(torch.float32) * (x_scale * scales[:, g])  # an integer's 0 has no sign
             y = product if g == 0 else y + product
     return finish(y.to(torch.float32), e)
 
@@ -94,9 +94,13 @@ def int_conv2d(x: torch.Tensor, w: Operand, window: Window, e: Epilogue) -> torc
     xd = x.to(torch.float64)
     if not x.is_floating_point():
         xd = xd - e.x_zero_point
-    acc = F.conv2d(F.pad(xd, window.padding), weight, None, window.stride, 0, window.dilation, window.groups).permute(0, 2, 3, 1)
+    if window.channels:
+        acc = F.conv2d(F.pad(xd, window.padding), weight, None, window.stride, 0, window.dilation, window.groups)
+    else:  # which torch gives no channels
+        acc = xd.new_zeros((len(x), w.n, *window.size(*x.shape[2:])))
+    acc = acc.permute(0, 2, 3, 1)
     if not x.is_floating_point():
-        acc = acc.round()  # of integers: an algorithm of cuDNN's may transform them on the way
+        acc = acc.round() + 0.0  # of integers, whose 0 has no sign: an algorithm of cuDNN's may transform them on the way
     if e.out_dtype == torch.int32:
         out = acc.to(torch.int32)
     else:

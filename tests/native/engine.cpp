@@ -58,10 +58,16 @@ struct Weight {
     if (lay == Layout::blocks) {
       const Weight plain(n, k, bits, Layout::rows);
       for (int64_t i = 0; i < n * k; ++i) field[i] = plain.field.data[i];
-      const PackCall c = {n, k, bits, plain.data.data.get(), data.data.get()};
+      // The same of fields that are bytes, whose higher bits do not count.
+      Array<int8_t> bytes_of(n * k);
+      for (int64_t i = 0; i < n * k; ++i) bytes_of[i] = int8_t(field[i]);
       const int64_t blocks = stored_rows(lay, n);
+      Array<uint8_t> again(blocks * bytes);
+      gemm_loops.blocks({n, k, bits, bytes_of.data.get(), nullptr, again.data.get()}, 0, blocks);
+      const PackCall c = {n, k, bits, nullptr, plain.data.data.get(), data.data.get()};
       gemm_loops.blocks(c, blocks / 2, blocks);
       gemm_loops.blocks(c, 0, blocks / 2);
+      for (int64_t i = 0; i < blocks * bytes; ++i) require(data[i] == again[i], "blocks of bytes");
       return;
     }
     const int taken = field_bits(layout, bits);

@@ -61,6 +61,7 @@ def test_every_field_lies_in_its_block(bits):
     codes, packed = weight((n, k), bits, torch.int8)
     data = packed.to(DEVICE, "blocks").data
     assert data.shape == (2, 3 * 128 * bits)
+    assert torch.equal(packing.pack_blocks_in_torch(packed.fields(), bits), data)  # where there is no native library
     tiles = data.int().cpu().view(2, 3, 2 * bits, 64)
     plane = 2 if bits == 3 else bits
     for row in range(32):
