@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fastq import _runtime
 from sources import ROOT, module_of
+
+from fastq import _runtime
 
 pytestmark = [pytest.mark.source, pytest.mark.sanitize]
 
