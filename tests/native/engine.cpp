@@ -316,7 +316,7 @@ int main() {
         check_linear({m, n, k, widths[turn % 4], 0, turn % 3 == 0, turn % 5 > 1, x, outs[turn % 5]});
       }
   for (int64_t group_size : {16, 48, 528})
-    for (int64_t k : {15, 96, 1100})
+    for (int64_t k : {0, 15, 96, 1100})
       for (Stored x : {Stored::i8, Stored::bf16, Stored::f32}) {
         ++turn;
         check_linear({6, 34, k, widths[turn % 4], group_size, turn % 2 == 0, true, x, outs[1 + turn % 4]});
