@@ -42,7 +42,7 @@ def refusal(isa: str) -> str:
 
 
 def measured(isa: str, budget: float, quick: bool) -> dict[str, Any]:
-    """The rows of another process, whose kernels are held to ``isa``, or the reason why there are none."""
+    """The rows of another process, whose kernels are held to ``isa``, and the reason why there are none, or not all."""
     settings = environment_of(isa)
     found: dict[str, Any] = {"isa": isa, "settings": settings, "rows": [], "reason": ""}
     options = ["--suite", "integer", "--isa", isa, "--budget", str(budget), *(["--quick"] if quick else [])]
@@ -52,6 +52,6 @@ def measured(isa: str, budget: float, quick: bool) -> dict[str, Any]:
         path = Path(folder) / f"{isa}.json"
         if path.exists():
             found["rows"] = results.read(path)["rows"]
-        else:
+        if not path.exists() or done.returncode not in (0, 1):  # 1: of a row of ours that failed, which says so itself
             found["reason"] = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
     return found

@@ -351,6 +351,8 @@ def _in_turns(
     return times
 
 
+#: Seconds of the fastest first call below which a case is called before the clock starts.
+SHORT = 5e-3
 #: Seconds after which threads that still run are taken for work, not for a pool that waits for some.
 SETTLED = 0.1
 
@@ -373,8 +375,9 @@ def settle() -> None:
 def called(calls: dict[str, Calls], budget: float, pools: dict[str, str] | None = None) -> dict[str, list[float]]:
     """Seconds of a plain call, per function and round; of many calls together where they are short.
 
-    A short one is called before the clock starts, too: its weights are as warm as those of one that is used again and again. Where
-    ``pools`` says whose threads functions run on, those of one pool follow each other, and the next waits until they are still.
+    Where one of them is short all are called before the clock starts, too: their weights are as warm as those of one that is used
+    again and again. Where ``pools`` says whose threads functions run on, those of one pool follow each other, and the next waits
+    until they are still.
     """
     pools = pools or {}
     once, running = {}, ""
@@ -383,6 +386,7 @@ def called(calls: dict[str, Calls], budget: float, pools: dict[str, str] | None 
         copies[0]()
         once[name] = time.perf_counter() - start
     counts = {name: max(1, min(100, int(1e-3 / max(seconds, 1e-6)))) for name, seconds in once.items()}
+    short = min(once.values(), default=0.0) < SHORT
 
     def reading(name: str) -> float:
         nonlocal running
@@ -390,7 +394,7 @@ def called(calls: dict[str, Calls], budget: float, pools: dict[str, str] | None 
             settle()
             running = pools.get(name, "")
         copies, count = calls[name], counts[name]
-        if once[name] < 5e-3:
+        if short:
             copies[-1]()
         start = time.perf_counter()
         for i in range(count):

@@ -283,7 +283,7 @@ def _onnxruntime(level: int, weights: Weights) -> Built:
     model = helper.make_model(graph, opset_imports=domains, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    # Its threads wait for work by spinning, for 50 ms after a run too unless they are told.
+    # Its threads wait for work by spinning, after a run too unless they are told, and for longer than measure.settle waits.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

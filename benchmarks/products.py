@@ -274,3 +274,8 @@ GOALS: Sequence[Goal] = (
     Goal("convolutions: at most oneDNN's time with int8", "onednn-int8", 1.0, _CONV, **_CPU),
     Goal(f"packing {PACKED.name}, 8 to 2 bits: under 50 ms", "packing", 50.0, **_CPU),
 )
+#: Of each instruction set that kernels are held to.
+FORCED_GOALS: Sequence[Goal] = tuple(
+    Goal(f"{what}: at most the best peer's time", "best", 1.0, kinds, **_CPU)
+    for what, kinds in (("W8A8", ("W8A8",)), ("W4A8", ("W4A8",)), ("convolutions", _CONV))
+)

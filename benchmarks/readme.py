@@ -46,7 +46,7 @@ def block(result: dict[str, Any], image: str = "") -> str:
     words = {True: "met", False: "**not met**", None: "not measured"}
     goals = ["| goal | worst case | |", "|---|---|---|"]
     for v in report.verdicts(result):
-        worst = "" if v.worst is None else f"{v.worst:.2f} (goal {v.needed:.2f}), {v.case}"
+        worst = "" if v.worst is None else f"{report.figure(v.worst)} (goal {report.figure(v.needed)}), {v.case}"
         goals.append(f"| {v.goal} | {worst} | {words[v.met]} |")
     plot = [f"![{result['name']}]({image})"] if image else []
     return "\n\n".join([*report.notes(result), "\n".join(rows), "\n".join(goals), *plot])

@@ -144,6 +144,7 @@ def table(result: dict[str, Any]) -> str:
             f"{head} {f / 1e3:.2f} | {b / 1e3:.2f} | {both / 1e3:.2f} | {both / plain[r['method'], r['case']]:.2f}x | "
             f"{r['saved_bytes'] / 1e3:.0f} |"
         )
+    lines += ["", "Of full precision: the step's time over that of the network without quantizers; less is better."]
     waited = max((r.get("waited", 0.0) for r in result["rows"]), default=0.0)
     if waited > results.DISTURBED:
         lines += ["", f"Beside another program ({waited:.0%} of the time waiting for a core): the times are not to be trusted."]

@@ -90,19 +90,19 @@ def export_onnx(
         model: the network, in float32. It stays as it is.
         path: of the file; it is written beside it and then moved there.
         example: what its forward method takes without defaults: a float32 (or int64) tensor, or a sequence of them.
-        dynamic_batch: whether axis 0 of every input may have any size; else all shapes are those of ``example``.
+        dynamic_batch: whether axis 0 of every input may have any size from 1; else all shapes are those of ``example``.
         int4: whether weights of 2 to 4 bits are int4 tensors. As int8 they take twice the space, and runtimes whose integer
             products know no int4 have those for them.
 
     Inputs have the names of the forward method's arguments; outputs are ``output``, ``output_0``, ... of a tuple or list, or the
-    keys of a dict.
+    keys of a dict. Sizes that follow the batch are ``batch`` where they are equal to it, and have names of their own elsewhere.
 
     Raises:
         ImportError: ``onnx`` is not installed.
         TypeError: ``model`` is no ``torch.nn.Module``, ``example`` no tensors of these dtypes, ``dynamic_batch`` or
             ``int4`` no bool.
         ValueError: ``model`` has no layer of :func:`fastq.convert`, cannot be traced, or does not run on ``example``; a layer or
-            function has no form in ONNX here, a hook, or another dtype. The message names it.
+            function has no form in ONNX here, a hook, or another dtype; an output has the name of an input. The message names it.
         OSError: the file cannot be written.
     """
     op = "export_onnx"
@@ -124,8 +124,8 @@ def export_onnx(
             raise TypeError(f"{op}: example {i} must be a tensor of float32 (or int64), got {got}")
     if not any(isinstance(module, CodedLayer) for module in model.modules()):
         raise ValueError(f"{op}: model has no integer layer; give the network that fastq.convert returns")
-    inputs = [t.detach().cpu() for t in examples]
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # tensors of the inference mode do not count what changes them in place
+        inputs = [t.detach().cpu().clone() for t in examples]
         network = Network(model, inputs, dynamic_batch, int4)
         made = network.export()
     try:
@@ -147,6 +147,8 @@ class Network:
 
     def __init__(self, model: nn.Module, inputs: list[torch.Tensor], dynamic_batch: bool, int4: bool) -> None:
         self.network = copied(model)
+        if hooked(self.network):
+            raise ValueError("export_onnx: the model itself has forward hooks, which a file does not run")
         self.modules = dict(self.network.named_modules(remove_duplicate=False))
         self.dynamic, self.int4 = dynamic_batch, int4
         try:
@@ -164,6 +166,7 @@ class Network:
                 shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
                 raise ValueError(f"export_onnx: a dynamic batch needs examples of one size along axis 0, got {shapes}")
             self.seen.append(self.run([torch.cat([t, t[:1]]) for t in inputs]))
+        self.batches = [len(inputs[0]), len(inputs[0]) + 1] if dynamic_batch else []
         self.names: dict[Node, str] = {}
         self.used: set[str] = set()
         self.nodes: list[Any] = []
@@ -282,16 +285,16 @@ class Network:
 
         inputs: list[Any] = []
         outputs: list[Any] = []
+        returned: list[tuple[str, Node]] = []
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 self.names[node] = self.fresh(str(node.target))
                 inputs.append(self.declared(self.names[node], node))
+            elif node.op == "output":  # its names are its user's: what is written later gives way
+                returned = self.returned(node.args[0])
         for node in self.graph.nodes:
             if node.op == "output":
-                for name, result in results(node.args[0]):
-                    if not self.is_tensor(result):
-                        raise ValueError(f"export_onnx: the network returns {result!r:.60}, which is no tensor")
-                    own = self.fresh(name)
+                for own, result in returned:
                     self.nodes.append(helper.make_node("Identity", [self.names[result]], [own], name=f"{own}/Identity"))
                     outputs.append(self.declared(own, result))
             elif node.op != "placeholder":
@@ -306,6 +309,17 @@ class Network:
             graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="fastq", producer_version=__version__
         )
 
+    def returned(self, value: Any) -> list[tuple[str, Node]]:
+        """The outputs by their names in the file."""
+        found = []
+        for name, result in results(value):
+            if not self.is_tensor(result):
+                raise ValueError(f"export_onnx: the network returns {result!r:.60}, which is no tensor")
+            if isinstance(value, dict) and name in self.used:
+                raise ValueError(f"export_onnx: the output {name!r:.60} has the name of an input or of another output")
+            found.append((self.fresh(name), result))
+        return found
+
     def declared(self, name: str, node: Node) -> Any:
         """An input or output of the graph."""
         from onnx import helper
@@ -313,7 +327,11 @@ class Network:
         dtype = self.value(node).dtype
         if dtype not in (torch.float32, torch.int64):
             raise ValueError(f"export_onnx: {name} is {dtype}; export the network in float32")
-        sizes = ["batch" if size < 0 else size for size in self.sizes(node)]
+        shapes = [seen[node].shape for seen in self.seen]
+        sizes = [
+            size if size >= 0 else "batch" if [shape[axis] for shape in shapes] == self.batches else f"{name}_axis_{axis}"
+            for axis, size in enumerate(self.sizes(node))
+        ]
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(str(dtype).removeprefix("torch.")))
         return helper.make_tensor_value_info(name, kind, sizes)
 
@@ -378,8 +396,17 @@ class Network:
         x = self.add("Mul", [x, self.constant(f"{name}.multiplier", multiplier.view(shape))], name)
         return self.add("Add", [x, self.constant(f"{name}.addend", addend.view(shape))], name)
 
-    def product(self, node: Node, x: str, given: Node, weight: str, name: str, bias: torch.Tensor | None, transposed: bool) -> str:
-        """A linear layer's. ``weight``: ``(K, N)`` where it is ``transposed``, for MatMul, else ``(N, K)``, for Gemm.
+    def rows(self, given: Node, name: str) -> str:
+        """The input of a Gemm: its samples as the rows of a matrix. Before they are quantized: onnxruntime's optimizations refuse a
+        Reshape between DequantizeLinear and Gemm."""
+        x = self.names[given]
+        if self.dim(given) == 2:
+            return x
+        return self.add("Reshape", [x, self.number([-1, int(self.value(given).shape[-1])], "int64")], name)
+
+    def product(self, node: Node, x: str, weight: str, name: str, bias: torch.Tensor | None, transposed: bool) -> str:
+        """A linear layer's. ``weight``: ``(K, N)`` where it is ``transposed``, for MatMul, else ``(N, K)``, for Gemm, whose ``x``
+        is of :meth:`rows`.
 
         The weight of a Gemm is one that onnxruntime leaves as it is. In a MatMul it would take one of codes, whose other factor is
         no DequantizeLinear, for that of a weight-only layer, whose input it may round by itself; and 8-bit codes with a scale per
@@ -388,10 +415,8 @@ class Network:
         if transposed:
             y = self.add("MatMul", [x, weight], name)
         else:
-            rows, k = self.dim(given), int(self.value(given).shape[-1])
-            flat = x if rows == 2 else self.add("Reshape", [x, self.number([-1, k], "int64")], name)
-            y = self.add("Gemm", [flat, weight], name, transB=1)
-            y = y if rows == 2 else self.reshaped(node, y)
+            y = self.add("Gemm", [x, weight], name, transB=1)
+            y = y if self.dim(node) == 2 else self.reshaped(node, y)
         return y if bias is None else self.add("Add", [y, self.constant(f"{name}.bias", bias)], name)
 
     def convolution(self, x: str, given: Node, weight: str, name: str, layer: Any, padding: Sequence[int]) -> str:
@@ -646,10 +671,10 @@ def kernel_shape(layer: Any, shape: Sequence[int]) -> tuple[int, ...]:
 
 def integer_linear(n: Network, node: Node, x: Node, layer: Any) -> str:
     name = str(node.target)
-    codes = n.quantized(name, n.names[x], Source.of(layer))
     transposed = layer.plain and not layer.group_size
+    codes = n.quantized(name, n.names[x] if transposed else n.rows(x, name), Source.of(layer))
     weight = n.packed_weight(name, layer, transposed) if layer.plain else n.offset_weight(name, layer)
-    return n.product(node, codes, x, weight, name, layer.bias, transposed)
+    return n.product(node, codes, weight, name, layer.bias, transposed)
 
 
 def integer_conv(n: Network, node: Node, x: Node, layer: Any) -> str:
@@ -662,7 +687,7 @@ def integer_conv(n: Network, node: Node, x: Node, layer: Any) -> str:
 
 def weight_only_linear(n: Network, node: Node, x: Node, layer: Any) -> str:
     name = str(node.target)
-    return n.product(node, n.names[x], x, n.packed_weight(name, layer), name, layer.bias, True)
+    return n.product(node, n.names[x], n.packed_weight(name, layer), name, layer.bias, True)
 
 
 def weight_only_conv(n: Network, node: Node, x: Node, layer: Any) -> str:
@@ -672,7 +697,7 @@ def weight_only_conv(n: Network, node: Node, x: Node, layer: Any) -> str:
 
 def lookup_linear(n: Network, node: Node, x: Node, layer: Any) -> str:
     name = str(node.target)
-    return n.product(node, n.looked_up(name, n.names[x], layer), x, n.looked_up_weight(name, layer), name, layer.bias, False)
+    return n.product(node, n.looked_up(name, n.rows(x, name), layer), n.looked_up_weight(name, layer), name, layer.bias, False)
 
 
 def lookup_conv(n: Network, node: Node, x: Node, layer: Any) -> str:
@@ -684,7 +709,7 @@ def floating(n: Network, node: Node, x: Node, layer: Any) -> str:
     """A layer that stayed what it was: with the numbers that its quantizers, if it has enabled ones, give."""
     name = str(node.target)
     source, quantizer = quantizer_of("input", layer), quantizer_of("weight", layer)
-    given, weight = n.names[x], layer.weight
+    given, weight = n.rows(x, name) if isinstance(layer, nn.Linear) else n.names[x], layer.weight
     if source is not None:
         grid, codes, tensors = input_coding(source)
         given = n.quantized(name, given, Source(codes, tensors, grid.magnitude))
@@ -692,7 +717,7 @@ def floating(n: Network, node: Node, x: Node, layer: Any) -> str:
         weight = quantizer(weight)
     stored = n.constant(f"{name}.weight", weight)
     if isinstance(layer, nn.Linear):
-        return n.product(node, given, x, stored, name, layer.bias, False)
+        return n.product(node, given, stored, name, layer.bias, False)
     return n.convolution(given, x, stored, name, layer, padding_of(layer))
 
 

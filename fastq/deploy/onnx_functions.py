@@ -107,7 +107,7 @@ def getitem(n: Network, node: Node, input: Node, index: Any) -> str:
         if input.target not in SPLITS:
             raise Refused(f"of what {called(input)} gives, which has no form in ONNX here")
         dim = n.plain(input.args[2] if len(input.args) > 2 else input.kwargs.get("dim", 0))
-        source: Any = input.args[0]
+        source: Any = input.args[0] if input.args else input.kwargs.get("input", input.kwargs.get("tensor"))
         if n.dynamic and dim % n.dim(source) == 0:
             raise Refused("it splits the batch")
         sizes = [part.shape[dim] for part in whole]
@@ -129,7 +129,8 @@ def getitem(n: Network, node: Node, input: Node, index: Any) -> str:
             axis += 1
         elif part is not None:
             raise Refused(f"an index is {part!r:.60}")
-    return sliced(n, node, n.tensor(input), parts)
+    x = sliced(n, node, n.tensor(input), parts)
+    return n.reshaped(node, x) if any(part is None or type(part) is int for part in indices) else x
 
 
 def sliced(n: Network, node: Node, x: str, parts: Sequence[tuple[int, int, int, int]]) -> str:
@@ -137,7 +138,7 @@ def sliced(n: Network, node: Node, x: str, parts: Sequence[tuple[int, int, int, 
     if parts:
         axes, starts, stops, steps = zip(*parts, strict=True)
         x = n.add("Slice", [x, *(n.number(numbers_, "int64") for numbers_ in (starts, stops, axes, steps))], node.name)
-    return n.reshaped(node, x)
+    return x
 
 
 def matmul(n: Network, node: Node, input: Node, other: Node) -> str:
@@ -145,8 +146,12 @@ def matmul(n: Network, node: Node, input: Node, other: Node) -> str:
 
 
 def clip(n: Network, node: Node, input: Node, min: Any = None, max: Any = None) -> str:
-    ends = ["" if end is None else n.tensor(end, input) for end in (min, max)]
-    return n.add("Clip", [n.tensor(input), *ends], node.name)
+    x, ends = n.tensor(input), ["" if end is None else n.tensor(end, input) for end in (min, max)]
+    if not any(n.is_tensor(end) and n.dim(end) for end in (min, max)):
+        return n.add("Clip", [x, *ends], node.name)
+    for kind, end in zip(("Max", "Min"), ends, strict=True):  # Clip has numbers for bounds
+        x = n.add(kind, [x, end], node.name) if end else x
+    return x
 
 
 def relu6(n: Network, node: Node, input: Node, inplace: bool = False) -> str:

@@ -236,6 +236,13 @@ def verdict(rows: list[dict[str, Any]], words: str, name: str | None = H200) -> 
     return next((v for v in report.verdicts(integer(rows, "cuda", name)) if words in v.goal), None)
 
 
+@pytest.fixture
+def unplanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole run is what was measured."""
+    monkeypatch.setattr(report, "plan", lambda device, isa="": [])
+
+
+@pytest.mark.usefixtures("unplanned")
 def test_goals_are_an_h200_s_and_take_the_worst_case() -> None:
     of = LARGE.name
     rows = [product("W4A16", of, m, "fastq-a", us, "cuda") for m, us in ((1, 9.0), (2, 14.0), (16, 12.0), (17, 40.0), (256, 50.0))]
@@ -247,6 +254,7 @@ def test_goals_are_an_h200_s_and_take_the_worst_case() -> None:
     assert not any(v.worst for v in report.verdicts(integer([product("W4A16", of, 1, "fastq-a", 9.0)])))  # a CPU has others
 
 
+@pytest.mark.usefixtures("unplanned")
 def test_goals_in_tops_and_against_others() -> None:
     of, cube = LARGE.name, 2 * 8192**3
     rows = [
@@ -263,7 +271,9 @@ def test_goals_in_tops_and_against_others() -> None:
     assert verdict(rows, "cuDNN").worst == pytest.approx(10 / 9) and verdict(rows, "cuDNN").met is False
 
 
-def test_a_cpu_s_goals_are_shares_of_another_s_time() -> None:
+@pytest.mark.usefixtures("unplanned")
+def test_a_cpu_s_goals_are_shares_of_another_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PACKED_BITS", (8, 4))
     of, conv = "4096x4096", RESNET18[1].name
     rows = [
         *(product("W8A8", of, 16, who, us) for who, us in (("fastq-cpu", 340.0), ("onednn-int8", 400.0), ("torch-bf16", 900.0))),
@@ -302,6 +312,47 @@ def test_a_cpu_s_goals_are_shares_of_another_s_time() -> None:
     assert "| 4096x4096, M = | W8A8 | W4A8 | W4A8 of our W8A8 | W4A8 of onnxruntime |" in text
     assert "| 16 | 340 (0.85 onednn-int8) | 330 (0.47 openvino) | 1.10 | 0.25 |" in text
     assert "| W8A8, M >= 16: at most 0.85 of the best peer's time | 0.85 (goal at most 0.85), W8A8 4096x4096 M=16 | met |" in text
+
+
+def test_a_goal_is_met_where_all_that_is_planned_was_measured() -> None:
+    """Rows without a ratio are named: not measured, without a peer, packing that failed."""
+    goal = next(goal for goal in GOALS if goal.name.startswith("W8A8, M = 1:"))
+    first, second = (work.layer.name for work in plan("cpu", kind="W8A8") if 1 in work.rows)
+    both = [product("W8A8", of, 1, who, us) for of in (first, second) for who, us in (("fastq-cpu", 9.96), ("torch-bf16", 10.0))]
+    assert report.verdict(goal, integer(both)).met is True
+    for rows in (both[:2], both[:3]):
+        v = report.verdict(goal, integer(rows))
+        assert v.met is None and v.case == f"W8A8 {first} M=1; 1 of 2 cases, without W8A8 {second} M=1"
+    assert report.verdict(goal, integer([*both[:2], {**both[2], "status": "failed", "reason": "wrong"}])).met is False
+    slow = report.verdict(goal, integer([both[0], {**both[1], "time": {**both[1]["time"], "median_us": 9.92}}]))
+    assert slow.met is False and slow.case.endswith(f"without W8A8 {second} M=1")
+    packing = next(goal for goal in GOALS if goal.measure == "packing")
+    done = {"layer": "4096x4096", "bits": 8, "status": "ok", "pack": both[0]["time"], "first row": both[0]["time"]}
+    v = report.verdict(packing, integer([], packing=[done, {**done, "bits": 4, "status": "failed", "reason": "another"}]))
+    assert v.met is None and "; 1 of 4 cases, without 4096x4096, 4 bits" in v.case
+    swept = next(goal for goal in GOALS if goal.measure == "jump")
+    names = report.planned(swept)
+    assert f"W8A8 {LARGE.name} M=299" in names and f"W8A8 {LARGE.name} M=300" not in names
+    assert f"W8A8 {LLAMA[0].name} M=16" in names and f"W8A8 {LLAMA[0].name} M=17" not in names
+
+
+def test_forced_kernels_have_goals_of_their_own() -> None:
+    rows = [
+        product(work.kind.name, work.layer.name, m, who, us)
+        for work in plan("cpu", isa="v3")
+        for m in work.rows
+        for who, us in (("fastq-cpu", 1.004), ("torch-bf16", 2.0 if work.kind.conv else 1.0))
+    ]
+    held = [
+        {"isa": "v3", "settings": {}, "rows": rows, "reason": ""},
+        {"isa": "vnni", "settings": {}, "rows": [], "reason": "none"},
+    ]
+    found = {v.goal: v.met for v in report.verdicts(integer([], forced=held)) if v.goal.startswith("kernels of")}
+    what = ("W8A8", "W4A8", "convolutions")
+    expected = {f"kernels of v3: {one}: at most the best peer's time": one == "convolutions" for one in what}
+    assert found == expected | {f"kernels of vnni: {one}: at most the best peer's time": None for one in what}
+    held[0]["reason"] = "killed"
+    assert any("Kernels of v3: : ended early: killed." in note for note in report.notes(integer([], forced=held)))
 
 
 def sample() -> list[dict[str, Any]]:
@@ -398,6 +449,15 @@ def test_pools_take_turns_as_a_whole_and_come_to_rest_between(monkeypatch: pytes
     assert rounds.startswith("|ac|b") and set(rounds.split("|")) <= {"", "a", "ac", "ca", "c", "b"}
 
 
+@pytest.mark.parametrize("short", [True, False])
+def test_all_of_a_case_are_warm_where_one_is_short(monkeypatch: pytest.MonkeyPatch, short: bool) -> None:
+    monkeypatch.setattr(measure, "SHORT", 2e-3 if short else 0.0)
+    seen: list[str] = []
+    calls: dict[str, measure.Calls] = {"a": [lambda: seen.append("a")], "b": [lambda: (time.sleep(4e-3), seen.append("b"))]}
+    found = measure.called(calls, 0.0)
+    assert seen.count("b") == 1 + (1 + len(found["b"])) * (2 if short else 1)  # once, a round that warms up, and the rounds
+
+
 def test_packing_and_networks_are_checked_before_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "PACKED", Layer(32, 64))
     row = suite.packing(3, 0.0)
@@ -418,9 +478,13 @@ def test_a_forced_instruction_set_is_measured_in_its_process_or_says_why_not(mon
         if env["FASTQ_CPU_ISA"] != "v3":
             return subprocess.CompletedProcess(command, 2, "", "warning\nvnni: no such kernels\n")
         results.write(integer(sample(), name="v3"), Path(command[command.index("--out") + 1]))
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return subprocess.CompletedProcess(command, next(statuses), "", "")
 
     monkeypatch.setattr(forced.subprocess, "run", finished)
+    statuses = iter((1, -9, 0))  # a row of ours failed; killed after it had written some
+    for reason in ("", "exit status -9"):
+        ended = forced.measured("v3", 1.0, quick=True)
+        assert ended["rows"] == sample() and ended["reason"] == reason
     there, absent = forced.measured("v3", 1.0, quick=True), forced.measured("vnni", 1.0, quick=True)
     assert there["rows"] == sample() and there["settings"]["ONEDNN_MAX_CPU_ISA"] == "AVX2" and there["reason"] == ""
     assert absent["rows"] == [] and absent["reason"] == "vnni: no such kernels"

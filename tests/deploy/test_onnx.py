@@ -269,6 +269,23 @@ def test_weights_are_the_very_numbers(tmp_path, bits, group_size):
         assert wide.data_type == onnx.TensorProto.INT8 and len(wide.raw_data) == 64 * 6
 
 
+@pytest.mark.parametrize("kind", ["integer", "floating", "look-up"])
+def test_rows_of_words_into_a_gemm(tmp_path, kind):
+    """onnxruntime's optimizations refuse a Reshape of what DequantizeLinear gives."""
+    torch.manual_seed(0)
+    x, layer = drawn((3, 5, 32), 1), nn.Linear(32, 12)
+    if kind == "look-up":
+        layer = DirectLinear.from_float(layer, DirectWeight(3), input_quantizer=trained(LSQ(8), x)).to(DEVICE).eval()
+    else:
+        layer = quantized(layer, LSQ(4, group_size=16, shape=(12, 2)), LSQ(8), x)
+    network = [layer]
+    if kind == "floating":
+        layer.weight_quantizer = None
+        network.append(quantized(nn.Linear(12, 4), LSQ(4), LSQ(8), layer(x).detach()))
+    made = agrees(convert(nn.Sequential(*network)), tmp_path / "net.onnx", x)
+    assert operators(made).count("Gemm") == 1
+
+
 class Everything(nn.Module):
     """Functions, methods, modules, operators in place and shapes, around two layers."""
 
@@ -376,6 +393,38 @@ def test_outputs_of_a_dict_have_its_names(tmp_path):
     assert torch.equal(same, x) and torch.allclose(logits, network(x)["logits"], atol=1e-5)  # sums of 8 products of order 1
 
 
+@pytest.mark.parametrize(("names", "taken"), [(("logits", "x"), "x"), (("1", 1), "1")])
+def test_outputs_of_one_name_are_refused(tmp_path, names, taken):
+    model, x = small()
+    network = convert(Calls(model[0], lambda y: dict.fromkeys(names, y)), fuse=False)
+    with pytest.raises(ValueError, match=f"export_onnx: the output '{taken}' has the name of an input or of another output"):
+        fastq.export_onnx(network, tmp_path / "net.onnx", x)
+
+
+TAKEN = {
+    "clamped": lambda y: y.clamp(y.mean(0) - 0.1, y.mean(0) + 0.2),
+    "from below": lambda y: y.clamp(min=y.mean(0)),
+    "chunks": lambda y: torch.chunk(input=y, chunks=2, dim=1)[1] * torch.split(tensor=y, split_size_or_sections=2, dim=-1)[-2],
+    "slices": lambda y: (y @ y.transpose(0, 1))[:, :-1],
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_forms_of_functions(tmp_path, name):
+    """``slices``: of a tensor with two sizes that follow the batch, one of which is not it."""
+    model, x = small()
+    made = agrees(convert(Calls(model[0], TAKEN[name]), fuse=False), tmp_path / "net.onnx", x)
+    sizes = [size.dim_param or size.dim_value for size in made.graph.output[0].type.tensor_type.shape.dim]
+    assert sizes == ["batch", {"chunks": 2, "slices": "output_axis_1"}.get(name, 4)]
+    assert "Reshape" not in operators(made)
+
+
+def test_in_inference_mode(tmp_path):
+    model, x = small()
+    with torch.inference_mode():
+        agrees(convert(model), tmp_path / "net.onnx", x * 1)
+
+
 def test_layers_that_stayed_as_they_were(tmp_path):
     """In floating point, with a quantized input alone, with weights per group of 8."""
     torch.manual_seed(0)
@@ -462,6 +511,10 @@ def test_layers_that_have_no_form_are_named(tmp_path):
     network = convert(model)
     network[0].register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="layer 0: it has forward hooks, which a file does not run"):
+        fastq.export_onnx(network, path, x)
+    network = convert(model)
+    network.register_forward_pre_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="export_onnx: the model itself has forward hooks, which a file does not run"):
         fastq.export_onnx(network, path, x)
     images_, layer = drawn((2, 3, 6, 6), 1), nn.Conv2d(3, 4, 3)
     network = convert(quantized(layer, LSQ(4), LSQ(4), images_))
