@@ -9,6 +9,7 @@ torch itself does not import, and ``fastq.runtime`` runs saved networks where th
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -136,8 +137,15 @@ _MODULES = (
     "schedules",
     "testing",
 )
+_WITHOUT_TORCH = ("runtime", "schedules", "tempering_decay")
 
-__all__ = sorted([*_FUNCTIONS, *_MODULES])
+#: What there is: all, or what needs no torch where that is not installed.
+__all__ = sorted([*_FUNCTIONS, *_MODULES]) if importlib.util.find_spec("torch") is not None else [*_WITHOUT_TORCH]
+
+
+def _advice(package: str | None) -> str:
+    """How a package that is not installed comes to be there, and what is built against it."""
+    return "pip install 'fastq[torch]'" + (", and build fastq again" if package == "torch" else "")
 
 
 def __getattr__(name: str) -> Any:
@@ -149,7 +157,7 @@ def __getattr__(name: str) -> Any:
         if error.name is None or error.name.partition(".")[0] == "fastq":
             raise
         raise ImportError(
-            f"fastq.{name} needs the package {error.name}, which is not installed: pip install 'fastq[torch]'. "
+            f"fastq.{name} needs the package {error.name}, which is not installed: {_advice(error.name)}. "
             "fastq.runtime runs saved networks without it",
             name=error.name,
         ) from None

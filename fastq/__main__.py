@@ -6,6 +6,8 @@ import argparse
 import importlib
 import sys
 
+from . import _advice
+
 #: Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; its docstring is the help.
 COMMANDS = {
     "info": ("info", "what is installed here, what works, and why the rest does not"),
@@ -28,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 importlib.import_module(f"fastq.{module}").add_arguments(command)
             except ModuleNotFoundError as error:
-                print(f"{name}: needs the package {error.name}; install it with: pip install 'fastq[torch]'", file=sys.stderr)
+                print(f"{name}: needs the package {error.name}; install it with: {_advice(error.name)}", file=sys.stderr)
                 return 2
     args = parser.parse_args(argv)
     try:

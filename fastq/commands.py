@@ -1,12 +1,13 @@
-"""What the commands of ``python -m fastq`` share: an argument, the packages they need, the folder they write to."""
+"""What the commands of ``python -m fastq`` share: an argument, the packages they need, the folder they write to, their output."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-__all__ = ["can_write", "has_packages", "positive_integer"]
+__all__ = ["can_write", "has_packages", "positive_integer", "put"]
 
 
 def positive_integer(text: str) -> int:
@@ -38,3 +39,17 @@ def can_write(command: str, output: Path, folder: Path) -> bool:
         print(f"{command}: cannot write to --output {output}: {error.strerror or error}", file=sys.stderr)
         return False
     return True
+
+
+def put(command: str, text: str) -> None:
+    """Print ``text`` now. ``SystemExit``: 0 where its reader has gone, who has seen enough; 2, after a line on stderr that says
+    why, where it cannot be written."""
+    try:
+        print(text, flush=True)
+    except (OSError, UnicodeEncodeError) as error:
+        if isinstance(error, OSError):  # what is left in the buffer goes nowhere when the process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(0) from None
+        print(f"{command}: cannot print: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -64,7 +64,13 @@ def _lines(path: str) -> list[str]:
         return []
 
 
+def _torch_free() -> bool:
+    return importlib.util.find_spec("torch") is None
+
+
 def _backends() -> dict[str, Any]:
+    if _torch_free():
+        return {"reason": "not without torch"}
     from . import dispatch
 
     return {name: {"available": state.available, "reason": state.reason} for name, state in dispatch.backends().items()}
@@ -100,16 +106,16 @@ def _best(level: str, reason: str) -> str:
 
 
 def _torch() -> dict[str, Any]:
-    if importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError(
-            "torch is not installed; pip install 'fastq[torch]', and build fastq again, for more than fastq.runtime"
-        )
+    if _torch_free():
+        return {"reason": "torch is not installed; pip install 'fastq[torch]', and build fastq again, for more than fastq.runtime"}
     import torch
 
     return {"version": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads()}
 
 
 def _gpus() -> Any:
+    if _torch_free():
+        return {"reason": "not without torch"}
     import torch
 
     if not torch.cuda.is_available():

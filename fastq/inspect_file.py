@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import container
+from .commands import put
 from .container import FormatError, Stored
 from .tables import table
 
@@ -95,12 +96,16 @@ def layer_of(name: str, numbers: dict[str, Any], tensors: dict[str, Stored]) -> 
     zero-point, or no zero; ``granularity`` of the weight and ``scale``, its least and largest step, or of a look-up layer level;
     ``bytes`` of all its tensors, ``float32_bytes`` of its weight and bias in float32, and ``compression``, these divided by
     those."""
-    shape, group, scale = [int(n) for n in numbers["shape"]], numbers.get("weight_groups"), steps_of(tensors)
-    if not group and numbers.get("group_size"):  # a group's codes lie in rows of their own
-        group = int(numbers["group_size"])
+    shape, group, scale = [counted("shape", n) for n in numbers["shape"]], numbers.get("weight_groups"), steps_of(tensors)
+    if not np.isfinite(scale).all():
+        raise ValueError("a step is not finite")
+    if group:
+        counted("weight_groups", group)
+    elif numbers.get("group_size"):  # a group's codes lie in rows of their own
+        group = counted("group_size", numbers["group_size"])
         groups = scale.shape[0]
         shape = [shape[0] // groups, group * groups] if len(shape) == 4 else shape
-    stored = bits_of(numbers["weight_range"]) if "bits" not in numbers else int(numbers["bits"])
+    stored = bits_of(numbers["weight_range"]) if "bits" not in numbers else counted("bits", numbers["bits"])
     bits = bits_of(numbers["weight_range"]) if "weight_range" in numbers else stored
     codes = [int(numbers["qmin"]), int(numbers["qmax"])] if "qmin" in numbers else None
     odd = bool(numbers.get("odd_inputs", False) or numbers.get("odd_weights", False))
@@ -126,13 +131,28 @@ def steps_of(tensors: dict[str, Stored]) -> np.ndarray[Any, Any]:
     if "data" in tensors:  # a weight by itself
         return tensors["scale"].array
     if "scale" in tensors:
-        return tensors["scale"].array / float(tensors["input_step"].array.reshape(()))
+        with np.errstate(all="ignore"):  # a step of 0 is refused with the quotient
+            return tensors["scale"].array / float(tensors["input_step"].array.reshape(()))
     return tensors["weight_scale"].array
 
 
 def bits_of(range_: Sequence[int]) -> int:
     low, high = (int(n) for n in range_)
+    if not low < high:
+        raise ValueError(f"codes are from {low} to {high}")
     return (high - low).bit_length()
+
+
+def counted(what: str, number: Any) -> int:
+    """How many there are of something, as a file says."""
+    if type(number) is not int or not 0 < number < 2**63:
+        raise ValueError(f"{what} has {number!r:.20}")
+    return number
+
+
+def printable(text: str) -> str:
+    """``text`` with the escapes of what no terminal shows, or takes for more than a character."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def ratio(whole: int, part: int) -> float | None:
@@ -146,7 +166,7 @@ def row_of(layer: dict[str, Any]) -> tuple[str, ...]:
     bits, stored, codes, scale = layer["weight_bits"], layer["stored_bits"], layer["input_codes"], layer["scale"]
     least, most = scale or (math.nan, math.nan)
     return (
-        layer["name"] or "(itself)", layer["kind"], "x".join(map(str, layer["shape"])),
+        printable(layer["name"]) or "(itself)", printable(layer["kind"]), "x".join(map(str, layer["shape"])),
         str(bits) if bits == stored else f"{bits} in {stored}", layer["granularity"],
         "-" if scale is None else f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}",
         "-" if codes is None else str(layer["input_bits"]), "" if codes is None else f"{codes[0]} to {codes[1]}",
@@ -162,7 +182,8 @@ def render(report: dict[str, Any]) -> str:
     if "fused" in report:
         facts.append(("fused", "yes" if report["fused"] else "no"))
     if "program" in report:
-        facts.append(("program", "yes, it runs without torch" if report["program"] else f"no: {report['program_reason']}"))
+        why_not = printable(str(report["program_reason"]))
+        facts.append(("program", "yes, it runs without torch" if report["program"] else f"no: {why_not}"))
     others = f", {report['other_bytes']} of {report['other_tensors']} other tensors" if report["other_tensors"] else ""
     smaller = "" if report["compression"] is None else f"; {report['compression']:.2f}x smaller than in float32"
     facts.append(("bytes", f"{report['bytes']}{others}{smaller}"))
@@ -188,5 +209,5 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         print(f"inspect: cannot read {args.file}: {error.strerror or error}", file=sys.stderr)
         return 2
-    print(json.dumps(report, indent=2) if args.json else render(report))
+    put("inspect", json.dumps(report, indent=2) if args.json else render(report))
     return 0

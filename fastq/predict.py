@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .commands import positive_integer
+from .commands import positive_integer, put
 
 __all__ = ["add_arguments", "read_images", "run"]
 
@@ -38,11 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def number(text: str) -> float:
-    """A number or a fraction of two."""
+    """A number or a fraction of two, that float32 holds."""
     above, _, below = text.partition("/")
-    value = float(above) / (float(below) if below else 1.0)
-    if not np.isfinite(value):
-        raise ValueError(text)
+    try:
+        value = float(above) / (float(below) if below else 1.0)
+    except (ValueError, ZeroDivisionError):
+        value = np.nan
+    if not abs(value) <= float(np.finfo(np.float32).max):
+        raise argparse.ArgumentTypeError(f"must be a finite number of float32 or a fraction such as 1/255, got {text!r:.60}")
     return value
 
 
@@ -70,17 +73,31 @@ def read_images(path: Path, array: str | None = None) -> np.ndarray:
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
-            if array is None and len(found.files) != 1:
-                raise ValueError(f"it has the arrays {', '.join(found.files)}; --array says which")
-            if array is not None and array not in found.files:
-                raise ValueError(f"it has no array {array!r} but {', '.join(found.files)}")
-            found = found[array or found.files[0]]
-    except (EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(str(error)) from None
+            with found as archive:
+                found = array_of(archive, array)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # zipfile and each of its decompressors have their own
+        raise ValueError(str(error) or type(error).__name__) from None
     if found.dtype.kind not in "fiub":
         raise ValueError(f"it is an array of {found.dtype}, not of numbers")
     if found.ndim == 0 or found.ndim > 4:
         raise ValueError(f"it is an array of shape {found.shape}")
+    return found
+
+
+def array_of(archive: Any, name: str | None) -> np.ndarray:
+    """The array ``name`` of an .npz file, or its only one; ``ValueError`` where there is none."""
+    there = archive.files
+    if not there:
+        raise ValueError("it has no arrays")
+    if name is None and len(there) != 1:
+        raise ValueError(f"it has the arrays {', '.join(there)}; --array says which")
+    if name is not None and name not in there:
+        raise ValueError(f"it has no array {name!r} but {', '.join(there)}")
+    found = archive[there[0] if name is None else name]
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{there[0] if name is None else name!s} in it is no array")
     return found
 
 
@@ -110,12 +127,14 @@ def run(args: argparse.Namespace) -> int:
         axes = len(network.input_shape or (0,) * 4)
         for labels, images in batches(args.images, args.array, axes):
             for first in range(0, len(images), args.batch):
-                x = images[first : first + args.batch].astype(np.float32) * np.float32(args.scale)
-                write(labels[first : first + args.batch], network(x), names)
+                these = labels[first : first + args.batch]
+                with np.errstate(all="ignore"):  # what has no number in float32 is refused
+                    x = images[first : first + args.batch].astype(np.float32) * np.float32(args.scale)
+                for label, image in zip(these, x, strict=True):
+                    if not np.isfinite(image).all():
+                        raise ValueError(f"{label} has NaN, or numbers that times --scale are not finite in float32")
+                write(these, network(x), names)
     except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
-        if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
-            sys.stderr.close()
-            return 0
         print(f"predict: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
     return 0
@@ -129,6 +148,8 @@ def write(labels: list[str], logits: np.ndarray, names: list[str] | None) -> Non
         raise ValueError(f"--names has {len(names)} lines for {logits.shape[1]} classes")
     likely = np.exp(logits - logits.max(1, keepdims=True))
     likely /= likely.sum(1, keepdims=True)
+    lines = []
     for label, row, chance in zip(labels, logits, likely, strict=True):
         best = int(row.argmax())
-        print(f"{label}\t{best if names is None else names[best]}\t{row[best]:.6g}\t{chance[best]:.4f}")
+        lines.append(f"{label}\t{best if names is None else names[best]}\t{row[best]:.6g}\t{chance[best]:.4f}")
+    put("predict", "\n".join(lines))

@@ -6,15 +6,17 @@
     logits = network(images)                                # float32 (B, C, H, W) to float32 (B, classes)
 
 The file says how its layers follow one another (``fastq/deploy/program.py``), so that no model is needed, and the network has the
-bits of ``fastq.load(file, model)`` on the CPU. The layers compute with the same kernels; what comes between them is summed in the
-order of torch's. One thing is not torch's: the mean of one image of one channel with 2**15 elements or more, whose order there
-depends on the number of threads; here it does not.
+bits of ``fastq.load(file, model)`` on the CPU for contiguous images, whatever the strides of those that it is given itself: of
+channels_last ones torch adds up a mean in another order. The layers compute with the same kernels; what comes between them is
+summed in the order of torch's. One thing is not torch's: the mean of one image of one channel with 2**15 elements or more, whose
+order there depends on the number of threads; here it does not.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,7 @@ def load(source: str | os.PathLike[str] | bytes, *, threads: int | None = None) 
         FormatError: the file is truncated, damaged, foreign, of another version, has no program, or one that contradicts its
             layers or tensors. Nothing is loaded. It is a ``ValueError``.
         OSError: the file cannot be read.
+        MemoryError: there is not enough for the file's weights.
         TypeError, ValueError: ``threads`` is no int, or not from 1 to 1024.
     """
     if threads is None:
@@ -81,7 +84,7 @@ class Network:
 
     Attributes:
         layers: the names of the layers, in the order in which they run.
-        threads: how many a call uses.
+        threads: how many a call uses; fewer where the system does not start so many.
         input_shape: what it takes, ``(None, C, None, None)`` or ``(None, F)`` with None for any length; None where no layer says.
     """
 
@@ -114,12 +117,27 @@ class Network:
             raise ValueError(f"Network: {error}") from None
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the output for an input of ``shape``; ``ValueError`` where a layer cannot take it."""
-        return tuple(self._native.output_shape(list(shape)))
+        """Of the output for an input of ``shape``; ``ValueError`` where a layer cannot take it, or a length is none."""
+        return tuple(self._of_shape(self._native.output_shape, shape))
 
     def memory(self, shape: tuple[int, ...]) -> int:
-        """Bytes that a call needs beside its input of ``shape`` and its output. They are kept for the next call."""
-        return int(self._native.memory(list(shape)))
+        """Bytes of what the layers give one another in a call with an input of ``shape``. They are kept for the next call; calls
+        at the same time have their own.
+
+        Not counted: input and output, the packed weights, and what a thread needs for the piece of work at hand, such as a mean's
+        numbers of 16 channels of an image. Raises ``ValueError`` like :meth:`output_shape`.
+        """
+        return int(self._of_shape(self._native.memory, shape))
+
+    @staticmethod
+    def _of_shape(question: Callable[[list[int]], Any], shape: tuple[int, ...]) -> Any:
+        """What ``question`` says of ``shape``, once that is known to be lengths."""
+        if not isinstance(shape, (tuple, list)) or any(not isinstance(n, (int, np.integer)) or abs(int(n)) >= 2**63 for n in shape):
+            raise ValueError(f"Network: shape must have a number for each axis, such as (1, 3, 32, 32), got {shape!r:.60}")
+        try:
+            return question([int(n) for n in shape])
+        except ValueError as error:
+            raise ValueError(f"Network: {error}") from None
 
     def __repr__(self) -> str:
         return f"fastq.runtime.Network({len(self.layers)} layers, takes {self.input_shape}, {self.threads} thread(s))"
@@ -133,6 +151,7 @@ class Builder:
     def __init__(self, native: Any, header: dict[str, Any], tensors: dict[str, Stored]) -> None:
         self.native, self.layers, self.program, self.tensors = native, header["layers"], header["program"], tensors
         self.places: list[int] = []
+        self.weights: dict[str, int] = {}  # packed: a layer may run several times
         self.grids: dict[int, tuple[int, int, bytes]] = {}
         self.names: list[str] = []
 
@@ -208,7 +227,9 @@ class Builder:
         kind, given = numbers["kind"], self.value(step)
         if kind not in ("linear", "conv", "weight-only linear", "weight-only conv"):
             raise ValueError(f"{name} is of the kind {kind!r:.60}, which this runtime does not know")
-        arguments: dict[str, Any] = {"name": name, "input": given, **self.weight(name, numbers, prefix), "x_scale": None}
+        if name not in self.weights:
+            self.weights[name] = int(self.native.weight(name=name, **self.weight(name, numbers, prefix)))
+        arguments: dict[str, Any] = {"name": name, "input": given, "weight": self.weights[name], "x_scale": None}
         arguments |= {"x_zero": 0, "bias": self.floats(f"{prefix}bias"), "multiplier": None, "addend": None, "residual": None}
         arguments |= {"relu": False, "out_scale": None, "out_codes": (0, 0, 0), "window": None}
         if kind.endswith("conv"):
@@ -270,7 +291,7 @@ class Builder:
                 raise ValueError(f"{name} has a zero-point of shape {zero.shape}, or one that is no code of {bits} bits")
         stored = (zero - middle).astype(np.int32)
         form = (n, k, bits, group or 0)
-        return {"weight": data, "scale": scale, "zero": stored if stored.any() else None, "form": form}
+        return {"rows": data, "scale": scale, "zero": stored if stored.any() else None, "form": form}
 
     def norm(self, step: dict[str, Any]) -> int:
         return int(self.native.affine(step["name"], self.value(step), *self.affine(step)))

@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <map>
+#include <new>
 #include <optional>
 #include <string>
 
@@ -45,7 +46,7 @@ std::vector<T> elements(const char* name, const std::optional<py::array>& given)
     throw Refused(std::string(name) + " must be of " + py::cast<std::string>(py::str(py::dtype::of<T>())) + ", got " +
                   py::cast<std::string>(py::str(given->dtype())));
   const auto dense = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(*given);
-  if (!dense) throw py::error_already_set();
+  if (!dense) throw std::bad_alloc();  // what pybind11 was told it has cleared
   std::vector<T> copy(size_t(dense.size()));
   if (!copy.empty()) std::memcpy(copy.data(), dense.data(), copy.size() * sizeof(T));
   return copy;
@@ -113,9 +114,16 @@ PYBIND11_MODULE(_runtime, m) {
       .def(py::init<int>(), "threads"_a)
       .def("quantize", &Network::quantize, "name"_a, "input"_a, "scale"_a, "low"_a, "high"_a, "zero"_a)
       .def(
+          "weight",
+          [](Network& self, const std::string& name, const py::array& rows, const py::array& scale,
+             const std::optional<py::array>& zero, std::array<int64_t, 4> form) {
+            return self.weight(name, {form[0], form[1], form[2], form[3], elements<uint8_t>("weight", rows),
+                                      elements<float>("weight_scale", scale), elements<int32_t>("weight_zero", zero)});
+          },
+          "name"_a, "rows"_a, "scale"_a, "zero"_a, "form"_a, "No step: its number is for any `product` to take.")
+      .def(
           "product",
-          [](Network& self, const std::string& name, int64_t input, const py::array& weight, const py::array& scale,
-             const std::optional<py::array>& zero, std::array<int64_t, 4> form,
+          [](Network& self, const std::string& name, int64_t input, int64_t weight,
              const std::optional<fastq::WindowNumbers>& window, const std::optional<py::array>& x_scale, int64_t x_zero,
              const std::optional<py::array>& bias, const std::optional<py::array>& multiplier,
              const std::optional<py::array>& addend, std::optional<int64_t> residual, bool relu,
@@ -123,13 +131,7 @@ PYBIND11_MODULE(_runtime, m) {
             fastq::Product p;
             p.name = name;
             p.input = input;
-            p.weight = {form[0],
-                        form[1],
-                        form[2],
-                        form[3],
-                        elements<uint8_t>("weight", weight),
-                        elements<float>("weight_scale", scale),
-                        elements<int32_t>("weight_zero", zero)};
+            p.weight = weight;
             p.convolution = window.has_value();
             if (window) p.window = *window;
             p.x_scale = elements<float>("x_scale", x_scale);
@@ -146,8 +148,8 @@ PYBIND11_MODULE(_runtime, m) {
             p.out_zero = out_codes[2];
             return self.product(std::move(p));
           },
-          "name"_a, "input"_a, "weight"_a, "scale"_a, "zero"_a, "form"_a, "window"_a, "x_scale"_a, "x_zero"_a, "bias"_a,
-          "multiplier"_a, "addend"_a, "residual"_a, "relu"_a, "out_scale"_a, "out_codes"_a)
+          "name"_a, "input"_a, "weight"_a, "window"_a, "x_scale"_a, "x_zero"_a, "bias"_a, "multiplier"_a, "addend"_a,
+          "residual"_a, "relu"_a, "out_scale"_a, "out_codes"_a)
       .def(
           "affine",
           [](Network& self, const std::string& name, int64_t input, const py::array& multiplier,

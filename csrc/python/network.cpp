@@ -168,6 +168,14 @@ class Memory {
 
 }  // namespace
 
+// As the kernels read it, whatever the products that take it.
+struct Network::Weight {
+  WeightArrays arrays;  // without rows
+  GemmCall call = {};   // what is the weight's
+  std::vector<int32_t> sums;
+  Memory blocks;
+};
+
 struct Network::Step {
   Op op = Op::input;
   std::string name;
@@ -176,8 +184,6 @@ struct Network::Step {
   int slot = -1;       // where the value lies; -1: it is not used
   Product product;
   GemmCall call = {};  // what does not depend on the input
-  std::vector<int32_t> sums;
-  Memory blocks;       // the weight as the kernels read it
   int64_t blank = -1;  // product: the step whose samples with a NaN have nothing else in the output
   Pool pool;
   std::vector<float> multiplier, addend;
@@ -282,16 +288,17 @@ int64_t Network::quantize(const std::string& name, int64_t input, float scale, i
   return int64_t(steps_.size()) - 1;
 }
 
-int64_t Network::product(Product p) {
-  const bool of_codes = taken(p.input, p.name).codes;
-  const WeightArrays& w = p.weight;
-  const std::string& name = p.name;
+int64_t Network::weight(const std::string& name, WeightArrays arrays) {
+  require_open();
+  auto made = std::make_unique<Weight>();
+  made->arrays = std::move(arrays);
+  WeightArrays& w = made->arrays;
   if (w.bits != 2 && w.bits != 3 && w.bits != 4 && w.bits != 8) refuse(name, ": a weight of ", w.bits, " bits");
   check_range(name, "the number of outputs", w.n, 1, kMostLength);
   check_range(name, "the number of elements of a row", w.k, 1, kMostLength);
   check_range(name, "group_size", w.group_size, 0, kMostLength);
   if (w.group_size % 16 != 0) refuse(name, ": group_size must be a multiple of 16, got ", w.group_size);
-  GemmCall c = {};
+  GemmCall& c = made->call;
   c.n = w.n;
   c.k = w.k;
   c.bits = int(w.bits);
@@ -309,6 +316,42 @@ int64_t Network::product(Product p) {
   if (!w.zero.empty()) check_size(name, "the weight's zero-point", w.zero, {w.scale.size()});
   const int64_t half = int64_t(1) << (w.bits - 1);
   for (const int32_t zero : w.zero) check_range(name, "the weight's zero-point", zero, -half, half - 1);
+  made->sums.resize(scales);
+  std::array<int32_t, 4096> fields;
+  for (int64_t row = 0; row < c.n; ++row)
+    for (int64_t group = 0; group < c.scale_groups; ++group) {
+      const int64_t end = std::min((group + 1) * c.group_size, c.k);
+      const int32_t zero = w.zero.empty() ? 0 : w.zero[row * c.scale_step + group];
+      uint32_t sum = 0;
+      for (int64_t first = group * c.group_size; first < end; first += int64_t(fields.size())) {
+        const int64_t count = std::min(end - first, int64_t(fields.size()));
+        unpack_rows(w.rows.data() + row * bytes, c.bits, first, count, zero, fields.data());
+        for (int64_t i = 0; i < count; ++i) sum += uint32_t(fields[i]);
+      }
+      made->sums[row * c.scale_groups + group] = int32_t(sum);
+    }
+  c.layout = Layout::blocks;
+  c.row_bytes = row_bytes(c.layout, c.bits, c.k);
+  made->blocks = Memory(size_t(stored_rows(c.layout, c.n) * c.row_bytes));
+  fastq::run_pack({c.n, c.k, c.bits, nullptr, w.rows.data(), made->blocks.at<uint8_t>()}, parallel_);
+  w.rows = {};
+  c.weight = made->blocks.at<uint8_t>();
+  c.scale = w.scale.data();
+  c.zero = w.zero.empty() ? nullptr : w.zero.data();
+  c.sums = made->sums.data();
+  weights_.push_back(std::move(made));
+  return int64_t(weights_.size()) - 1;
+}
+
+int64_t Network::product(Product p) {
+  const bool of_codes = taken(p.input, p.name).codes;
+  const std::string& name = p.name;
+  if (p.weight < 0 || p.weight >= int64_t(weights_.size()))
+    refuse(name, ": weight ", p.weight, " of ", weights_.size());
+  const WeightArrays& w = weights_[p.weight]->arrays;
+  GemmCall c = weights_[p.weight]->call;
+  const size_t n = size_t(w.n);
+  const int64_t half = int64_t(1) << (w.bits - 1);
   for (const auto& [what, values] : {std::pair{"bias", &p.bias}, {"multiplier", &p.multiplier}, {"addend", &p.addend}})
     if (!values->empty()) check_size(name, what, *values, {n});
   if (p.multiplier.empty() != p.addend.empty()) refuse(name, ": a multiplier goes with an addend");
@@ -368,33 +411,10 @@ int64_t Network::product(Product p) {
   s.blank = blank;
   s.product = std::move(p);
   const Product& own = s.product;
-  s.sums.resize(scales);
-  std::array<int32_t, 4096> fields;
-  for (int64_t row = 0; row < c.n; ++row)
-    for (int64_t group = 0; group < c.scale_groups; ++group) {
-      const int64_t end = std::min((group + 1) * c.group_size, c.k);
-      const int32_t zero = own.weight.zero.empty() ? 0 : own.weight.zero[row * c.scale_step + group];
-      uint32_t sum = 0;
-      for (int64_t first = group * c.group_size; first < end; first += int64_t(fields.size())) {
-        const int64_t count = std::min(end - first, int64_t(fields.size()));
-        unpack_rows(own.weight.rows.data() + row * bytes, c.bits, first, count, zero, fields.data());
-        for (int64_t i = 0; i < count; ++i) sum += uint32_t(fields[i]);
-      }
-      s.sums[row * c.scale_groups + group] = int32_t(sum);
-    }
-  c.layout = Layout::blocks;
-  c.row_bytes = row_bytes(c.layout, c.bits, c.k);
-  s.blocks = Memory(size_t(stored_rows(c.layout, c.n) * c.row_bytes));
-  c.weight = s.blocks.at<uint8_t>();
-  fastq::run_pack({c.n, c.k, c.bits, nullptr, own.weight.rows.data(), s.blocks.at<uint8_t>()}, parallel_);
-  s.product.weight.rows = {};
   const auto or_null = [](const auto& values) { return values.empty() ? nullptr : values.data(); };
   c.x_type = of_codes ? Stored::i8 : Stored::f32;
   c.x_zero = int32_t(own.x_zero);
   c.x_scale = or_null(own.x_scale);
-  c.scale = own.weight.scale.data();
-  c.zero = or_null(own.weight.zero);
-  c.sums = s.sums.data();
   c.bias = or_null(own.bias);
   c.multiplier = or_null(own.multiplier);
   c.addend = or_null(own.addend);

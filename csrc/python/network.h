@@ -45,7 +45,7 @@ using WindowNumbers = std::array<int64_t, 12>;
 struct Product {
   std::string name;
   int64_t input = 0;
-  WeightArrays weight;
+  int64_t weight = 0;  // its number
   bool convolution = false;
   WindowNumbers window = {};
   std::vector<float> x_scale;  // of codes: one
@@ -68,6 +68,9 @@ class Network {
  public:
   explicit Network(int threads);
   ~Network();
+
+  // Packs a weight for the products that take it, and gives its number. Throws Refused.
+  int64_t weight(const std::string& name, WeightArrays arrays);
 
   // Each of these adds a step, which takes values of steps before it, and gives its number. Throws Refused. Step 0 is
   // the input.
@@ -99,6 +102,7 @@ class Network {
  private:
   enum class Op { input, quantize, product, affine, clip, add, flatten, max_pool, average_pool, adaptive_pool, mean };
   struct Step;
+  struct Weight;
   struct Buffers;
   class Lease;
 
@@ -116,6 +120,7 @@ class Network {
 
   Threads threads_;
   const ParallelFor parallel_;
+  std::vector<std::unique_ptr<Weight>> weights_;
   std::vector<std::unique_ptr<Step>> steps_;
   int64_t output_ = -1;
   int slots_ = 0;

@@ -7,6 +7,8 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -29,8 +31,14 @@ struct Threads::Crew {
   std::atomic<int64_t> next = 0;
   std::exception_ptr error;
 
+  // Where the system starts no more threads, those that there are do.
   explicit Crew(int others) {
-    for (int i = 0; i < others; ++i) threads.emplace_back([this] { serve(); });
+    threads.reserve(size_t(others));
+    try {
+      for (int i = 0; i < others; ++i) threads.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {
+    } catch (const std::bad_alloc&) {
+    }
   }
   ~Crew() {
     {

@@ -9,9 +9,9 @@ namespace fastq {
 
 using Loop = std::function<void(int64_t begin, int64_t end)>;
 
-// Runs loops on `count` threads, the caller's among them, which are started when the first loop is long enough. Any
-// thread may call it: while one loop runs, those of other callers run on theirs alone. The parts of a loop do not
-// depend on who runs them. A process that was forked starts its own.
+// Runs loops on `count` threads, the caller's among them, which are started when the first loop is long enough; on
+// fewer where the system does not start them all. Any thread may call it: while one loop runs, those of other callers
+// run on theirs alone. The parts of a loop do not depend on who runs them. A process that was forked starts its own.
 class Threads {
  public:
   explicit Threads(int count);

@@ -19,7 +19,8 @@ place in the list; the first one is the network's input. A value is float32 ``(B
 =====================  ==========================================================================================================
 
 Only what gives the bits of torch without torch is there: a layer in floating point is not, for the sums of torch's libraries have
-an order of their own.
+an order of their own. The graph is traced without an input, so what depends on its shape is refused when the program is called: an
+input of other axes than those two, and a view that changes the batch.
 """
 
 from __future__ import annotations
@@ -103,6 +104,11 @@ def check_layer(name: str, layer: nn.Module) -> None:
         raise NoProgram(f"{name} has a bias of {layer.bias.dtype}")
 
 
+def name_of(target: Any) -> str:
+    """What a node calls, without a function's address in memory: the same network gives the same file."""
+    return target if isinstance(target, str) else str(getattr(target, "__name__", type(target).__name__))
+
+
 def pair(value: Any) -> list[int]:
     """An int or two, as torch takes them, as a list of two."""
     values = [value, value] if type(value) is int else list(value)
@@ -131,7 +137,7 @@ class Lowering:
             try:
                 self.lower(node)
             except (ValueError, TypeError, IndexError) as error:
-                raise NoProgram(f"{node.target} is called in a way that the runtime does not know: {error}") from None
+                raise NoProgram(f"{name_of(node.target)} is called in a way that the runtime does not know: {error}") from None
         raise NoProgram("it has no output")
 
     def step(self, node: Node, op: str, **numbers: Any) -> None:
@@ -276,8 +282,7 @@ class Lowering:
         elif target is F.adaptive_avg_pool2d:
             self.adaptive_avg_pool(node, x, argument(0, "output_size"))
         else:
-            name = target if isinstance(target, str) else getattr(target, "__name__", target)
-            raise NoProgram(f"it calls {name}, which the runtime does not have")
+            raise NoProgram(f"it calls {name_of(target)}, which the runtime does not have")
         if any(value is not None for value in more.values()):
             raise ValueError(f"the arguments {sorted(more)}")
 

@@ -105,7 +105,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> int:
 
     The file is written beside ``path`` and then moved there, so that an interrupted save leaves no half file. Where all of the
     network is layers and functions that ``fastq.runtime`` has, the file says how they follow one another, and it runs there without
-    torch and without ``model``. Raises
+    torch and without ``model``; a call there with other axes than ``(B, C, H, W)`` or ``(B, F)``, or whose views would change the
+    batch, is refused then. Raises
     ``TypeError`` if ``model`` is no ``torch.nn.Module``, ``ValueError`` if it has no integer layer, ``OSError`` if the file cannot
     be written.
     """

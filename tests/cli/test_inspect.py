@@ -180,6 +180,36 @@ def test_an_intact_file_that_contradicts_itself(tmp_path, capsys, layers):
     assert "does not hold what it says" in refused(tmp_path / "net", capsys)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [-8, 40]}, "shape has -8"),
+        ({"shape": [8, True]}, "shape has True"),
+        ({"bits": 0}, "bits has 0"),
+        ({"bits": 4.5}, "bits has 4.5"),
+        ({"weight_groups": -16}, "weight_groups has -16"),
+        ({"weight_range": [7, 7]}, "codes are from 7 to 7"),
+        ({"qmin": 3, "qmax": -3}, "codes are from 3 to -3"),
+        ({"scale": float("nan")}, "a step is not finite"),
+    ],
+)
+def test_numbers_that_are_none(tmp_path, capsys, change, message):
+    step = torch.tensor([change.pop("scale", 1.0)], device="cpu")
+    numbers = {"kind": "linear", "shape": [8, 40], "bits": 4, "signed": True, "weight_groups": None, **change}
+    container.write(tmp_path / "net", "fastq", storage.VERSIONS[-1], {"layers": {"a": numbers}}, {"a.weight_scale": step})
+    assert f"does not hold what it says: {message}" in refused(tmp_path / "net", capsys)
+
+
+def test_names_that_no_terminal_shows(tmp_path, capsys):
+    numbers = {"kind": "lin\near", "shape": [8, 40], "bits": 4, "signed": True, "weight_groups": None}
+    scale = {"a\x1b[31m.weight_scale": torch.ones(1, device="cpu")}
+    header = {"layers": {"a\x1b[31m": numbers}, "program": None, "program_reason": "\ud800\r"}
+    container.write(tmp_path / "net", "fastq", storage.VERSIONS[-1], header, scale)
+    assert main(["inspect", str(tmp_path / "net")]) == 0
+    out = capsys.readouterr().out
+    assert "a\\x1b[31m" in out and "lin\\near" in out and "no: \\ud800\\r" in out
+
+
 def test_it_needs_neither_torch_nor_rich(files):
     program = (
         "import sys\n"

@@ -122,9 +122,10 @@ class Calls(nn.Module):
         (lambda net, x: (x, x), {}, "its output is not one tensor that it computes"),
         (lambda net, x: x.mean(1), {}, "a mean over other axes than the last two of four"),
         (lambda net, x: x.view(2, -1), {}, r"a view as \(2, -1\)"),
-        (lambda net, x: x + 1, {}, "1 is none of its tensors"),
+        (lambda net, x: x + 1, {}, "add is called in a way that the runtime does not know: 1 is none of its tensors"),
         (lambda net, x: x + F.relu_(x), {}, "changes in place what others use too"),
         (lambda net, x: torch.flatten(x, 2), {}, "it calls flatten"),
+        (lambda net, x: F.adaptive_avg_pool2d(x, (None, 2)), {}, "adaptive_avg_pool2d is called in a way that"),
     ],
 )
 def test_what_has_no_program_says_why(function, modules, reason, tmp_path):

@@ -1,7 +1,9 @@
 """``python -m fastq predict``, where there may be no torch."""
 
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,13 @@ def test_a_folder_of_pictures(tmp_path, capsys):
         ([str(MODEL), "cut.npz"], "predict: cannot read cut.npz: "),
         ([str(MODEL), "two.npz"], "predict: cannot read two.npz: it has the arrays a, b; --array says which"),
         ([str(MODEL), "two.npz", "--array", "c"], "predict: cannot read two.npz: it has no array 'c' but a, b"),
+        ([str(MODEL), "damaged.npz"], "predict: cannot read damaged.npz: Error -3 while decompressing data"),
+        ([str(MODEL), "method.npz"], "predict: cannot read method.npz: That compression method is not supported"),
+        ([str(MODEL), "locked.npz"], "predict: cannot read locked.npz: File 'a.npy' is encrypted"),
+        ([str(MODEL), "text.npz"], "predict: cannot read text.npz: a.txt in it is no array"),
+        ([str(MODEL), "none.npz"], "predict: cannot read none.npz: it has no arrays"),
+        ([str(MODEL), "nan.npy"], "predict: nan.npy[3] has NaN, or numbers that times --scale are not finite in float32"),
+        ([str(MODEL), "x.npy", "--scale", "3e38"], "predict: x.npy[0] has NaN, or numbers that times --scale are not finite"),
         ([str(MODEL), "one.npy"], "predict: Network: x must have shape (B, 2, H, W), got (1, 1, 9, 10)"),
         ([str(MODEL), "x.npy", "--names", "b.ppm"], "predict: --names has 1 lines for 3 classes"),
         ([str(MODEL), "x.npy", "--threads", "2000"], "predict: load: threads must be from 1 to 1024, got 2000"),
@@ -99,10 +108,45 @@ def test_what_cannot_be_used_is_one_line(images, tmp_path, capsys, monkeypatch, 
     np.save("object.npy", np.array([{}], object), allow_pickle=True)
     np.save("one.npy", np.zeros((9, 10), np.float32))
     np.savez("two.npz", a=np.zeros(3), b=np.zeros(3))
+    nan = images[1].copy()
+    nan[3, 0, 0, 0] = np.nan
+    np.save("nan.npy", nan)
+    for name, kind, member in (("text", 0, "a.txt"), ("damaged", 8, "a.npy"), ("method", 0, "a.npy"), ("locked", 0, "a.npy")):
+        with zipfile.ZipFile(f"{name}.npz", "w", kind) as archive:
+            archive.writestr(member, b"none" if name == "text" else (tmp_path / "one.npy").read_bytes())
+    for name, local, central, value in (("method", 8, 10, 99), ("locked", 6, 8, 1)):  # fields of the two headers
+        broken = bytearray((tmp_path / f"{name}.npz").read_bytes())
+        broken[local] = broken[broken.index(b"PK\1\2") + central] = value
+        (tmp_path / f"{name}.npz").write_bytes(broken)
+    broken = bytearray((tmp_path / "damaged.npz").read_bytes())
+    broken[35] = 0xFF
+    (tmp_path / "damaged.npz").write_bytes(broken)
+    np.savez("none.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:-40])
     assert main(["predict", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith(message)
+
+
+@pytest.mark.parametrize("scale", ["1/0", "nan", "inf", "1e39", "x", "1/x"])
+def test_a_scale_that_is_none(capsys, scale):
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", str(MODEL), "x.npy", "--scale", scale])
+    assert caught.value.code == 2
+    message = f"argument --scale: must be a finite number of float32 or a fraction such as 1/255, got '{scale}'"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
+
+
+@pytest.mark.parametrize("command", ["predict", "inspect"])
+def test_output_that_nobody_takes(images, command):
+    """A reader who has gone is no error; a disk that is full is one line."""
+    arguments = [sys.executable, "-m", "fastq", command, str(MODEL), *([str(images[0])] if command == "predict" else [])]
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe, open("/dev/full", "w") as full:
+        for file, code, err in ((pipe, 0, ""), (full, 2, f"{command}: cannot print: No space left on device\n")):
+            done = subprocess.run(arguments, stdout=file, stderr=subprocess.PIPE, text=True)
+            assert (done.returncode, done.stderr) == (code, err)
 
 
 def test_the_help_says_what_is_read():

@@ -1,6 +1,8 @@
 """``fastq.runtime`` where there may be no torch: outputs that torch gave, whatever the threads and callers; errors; the shell."""
 
+import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -62,6 +64,12 @@ def test_what_a_network_says():
     assert repr(network) == "fastq.runtime.Network(6 layers, takes (None, 3, None, None), 2 thread(s))"
     one, two = (network.memory((batch, 3, 14, 17)) for batch in (1, 2))
     assert 0 < one < two
+    for shape in (network.input_shape, (1, 3, 14.0, 17), (2**63, 3, 14, 17), None):
+        for question in (network.output_shape, network.memory):
+            with pytest.raises(ValueError, match="Network: shape must have a number for each axis"):
+                question(shape)
+    with pytest.raises(ValueError, match="Network: the input: takes"):
+        network.output_shape((1, 3, 14))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +166,60 @@ assert os.waitpid(child, 0)[1] == 0 and network(x).tobytes() == y.tobytes()
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", script], timeout=60).returncode == 0
 
 
+def test_threads_that_the_system_does_not_start_are_done_without():
+    script = f"""
+import resource, numpy as np
+from fastq import runtime
+arrays = np.load({str(FIXTURES / "convolutions.npz")!r})
+x, y = (np.tile(arrays[name], (40,) + (1,) * (arrays[name].ndim - 1)) for name in "xy")
+network = runtime.load({str(CONVOLUTIONS)!r}, threads=1024)
+runtime.load({str(CONVOLUTIONS)!r}, threads=1)(x)  # so that there is memory for a call
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 256 * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]))
+assert network(x).tobytes() == y.tobytes() == network(x).tobytes()
+started = len(__import__("os").listdir("/proc/self/task"))
+assert 1 < started < 1024, started
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def with_header(change):
+    """The file of convolutions with another header."""
+    data = CONVOLUTIONS.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8 : 8 + size])
+    header = json.loads(entries["__metadata__"]["fastq"])
+    change(header)
+    header["checksum"] = "0" * 64
+
+    def written():
+        entries["__metadata__"]["fastq"] = json.dumps(header)
+        text = json.dumps(entries).encode()
+        return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+    header["checksum"] = hashlib.sha256(written()).hexdigest()
+    return written()
+
+
+def test_a_layer_that_runs_many_times_is_packed_once(monkeypatch):
+    names = []
+
+    class Counting(runtime.Builder):
+        def weight(self, name, *arguments):
+            names.append(name)
+            return super().weight(name, *arguments)
+
+    def repeat(header):
+        steps = header["program"]["steps"]
+        steps += [next(step for step in steps if step.get("layer") == "wide")] * 3
+
+    monkeypatch.setattr(runtime, "Builder", Counting)
+    network, (_, x, y) = runtime.load(with_header(repeat)), fixture("convolutions")
+    assert network.layers.count("wide") == 4 and names == list(network.layers[:-3])
+    assert network(x).tobytes() == y.tobytes()
+
+
 def test_it_imports_no_torch():
     script = "import sys; sys.modules['safetensors'] = None; import fastq.runtime; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
@@ -167,17 +229,26 @@ def test_without_torch_the_rest_says_what_to_install():
     script = "import sys; sys.modules['torch'] = None; import fastq; fastq.runtime.load; fastq.lsq"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == (
-        "ImportError: fastq.lsq needs the package torch, which is not installed: pip install 'fastq[torch]'. "
-        "fastq.runtime runs saved networks without it"
+        "ImportError: fastq.lsq needs the package torch, which is not installed: pip install 'fastq[torch]', and build fastq "
+        "again. fastq.runtime runs saved networks without it"
     )
+
+
+def test_without_torch_what_is_listed_is_there():
+    script = "import sys; sys.modules['torch'] = None\nfrom fastq import *\nimport fastq, pydoc\npydoc.render_doc(fastq)\n"
+    script += "assert all(hasattr(fastq, name) for name in dir(fastq)) and fastq.__all__ and not hasattr(fastq, 'nonsense')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(TORCH, reason="torch is installed")
 def test_info_and_the_commands_that_need_torch():
     done = subprocess.run([sys.executable, "-m", "fastq", "info"], capture_output=True, text=True)
     assert done.returncode == 0 and "torch is not installed; pip install 'fastq[torch]'" in done.stdout
-    assert "saved networks run on NumPy arrays" in done.stdout
+    assert "saved networks run on NumPy arrays" in done.stdout and done.stdout.count("not without torch") == 2
+    assert "Error" not in done.stdout
     done = subprocess.run([sys.executable, "-m", "fastq", "demo"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "demo: needs the package torch; install it with: pip install 'fastq[torch]'\n")
+    advice = "demo: needs the package torch; install it with: pip install 'fastq[torch]', and build fastq again\n"
+    assert (done.returncode, done.stderr) == (2, advice)
     with pytest.raises(ImportError, match=r"fastq\.lsq needs the package torch"):
         fastq.lsq  # noqa: B018
