@@ -207,8 +207,8 @@ FASTQ_HD void codes_of_sums(const GemmCall& c, const Block& b, const Columns<kCo
   }
 }
 
-// The same to fp32 without more than a bias.
-template <bool kTotals, bool kBias, int64_t kColumns, class Total>
+// The same to floating point numbers without more than a bias.
+template <class S, bool kTotals, bool kBias, int64_t kColumns, class Total>
 FASTQ_HD void floats_of_sums(const GemmCall& c, const Block& b, const Columns<kColumns>& of, const uint32_t* sums,
                              const Total& total, int64_t j) {
   const F32 scale = load_bits<F32>(of.scale + j), bias = kBias ? load_bits<F32>(of.bias + j) : scale;
@@ -220,7 +220,7 @@ FASTQ_HD void floats_of_sums(const GemmCall& c, const Block& b, const Columns<kC
     const F32 by = c.x_scale_step == 0 ? shared : scale * c.x_scale[b.row + i];
     F32 v = __builtin_convertvector(I32(sum), F32) * by;
     if constexpr (kBias) v = v + bias;
-    store_bits(static_cast<float*>(c.out) + (b.row + i) * c.n + b.column + j, v);
+    S::store(static_cast<typename S::Element*>(c.out) + (b.row + i) * c.n + b.column + j, v);
   }
 }
 
@@ -244,18 +244,20 @@ FASTQ_HD int64_t quick_columns(const GemmCall& c, const Block& b, const Columns<
       else
         codes_of_sums<false, false>(c, b, of, sums, total, coder, j);
     }
-  } else if (c.out_type == Stored::f32 && !parts.multiplier && !parts.addend && !parts.residual &&
-             parts.activation == Activation::none) {
-    for (; j + kWidth <= b.columns; j += kWidth) {
-      if (totals && parts.bias)
-        floats_of_sums<true, true>(c, b, of, sums, total, j);
-      else if (totals)
-        floats_of_sums<true, false>(c, b, of, sums, total, j);
-      else if (parts.bias)
-        floats_of_sums<false, true>(c, b, of, sums, total, j);
-      else
-        floats_of_sums<false, false>(c, b, of, sums, total, j);
-    }
+  } else if (!parts.multiplier && !parts.addend && !parts.residual && parts.activation == Activation::none) {
+    each_float(c.out_type, [&](auto s) {
+      using S = decltype(s);
+      for (; j + kWidth <= b.columns; j += kWidth) {
+        if (totals && parts.bias)
+          floats_of_sums<S, true, true>(c, b, of, sums, total, j);
+        else if (totals)
+          floats_of_sums<S, true, false>(c, b, of, sums, total, j);
+        else if (parts.bias)
+          floats_of_sums<S, false, true>(c, b, of, sums, total, j);
+        else
+          floats_of_sums<S, false, false>(c, b, of, sums, total, j);
+      }
+    });
   }
   return j;
 }

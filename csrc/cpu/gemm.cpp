@@ -110,9 +110,11 @@ using Sums = DotProducts;
 using Sums = Pairs;
 #endif
 
-constexpr int64_t kWholeStep = 4096;  // of tiles and where nothing is unpacked: fewer sums are stored and loaded
-constexpr int64_t kStep = 512;        // elements of K at a time
-constexpr int64_t kStepTiles = kStep / kBlockDepth + 1;  // that they may lie in
+constexpr int64_t kWholeStep =
+    4096;  // of tiles, where nothing is unpacked or for many rows: fewer sums are stored and loaded
+constexpr int64_t kManyRows = 128;
+constexpr int64_t kStep = 512;                                // elements of K at a time
+constexpr int64_t kStepTiles = kWholeStep / kBlockDepth + 1;  // that they may lie in
 constexpr int64_t kPanelBytes = kPanelBlocks * kStepTiles * kTileSize;
 constexpr int64_t kTaskRows = 256;      // of a task, where all rows are packed first
 constexpr int64_t kOwnRows = 64;        // where a task packs its own, which are to stay in its cache
@@ -463,7 +465,7 @@ struct IntegerProduct {
         continue;
       }
 #endif
-      const int64_t step = c.bits == 8 && plan.tiles ? kWholeStep : kStep;
+      const int64_t step = plan.tiles && (c.bits == 8 || b.rows > kManyRows) ? kWholeStep : kStep;
       for (int64_t first = begin; first < end; first += step) {
         const int64_t count = least(step, end - first);
         const Lines w = lines_of(c, b, first, count, s.panel);

@@ -25,7 +25,7 @@ def divisions() -> dict[str, Counter[str]]:
             function = start[1]
         elif re.search(r"\tvfn?m(add|sub)", line):
             # What contraction makes of products and sums. One asks for it: of floating point inputs and weights.
-            assert "Float" in function, function
+            assert re.search("Float|FewRows", function), function
         elif division := re.search(r"\t(v?div[sp][sd]) .*%([xyz]mm)\d+$", line):
             found.setdefault(function, Counter())[f"{division[1]} {division[2]}"] += 1
     return found
