@@ -370,7 +370,7 @@ MUTANTS = [
             f"{ENGINE}::test_images_that_are_read_as_they_lie", "positions beyond a line are no outputs",
         ),
         (
-            "cpu-gemm-steps", "multiply(x, 0, b.rows, w, first, count, first == begin,", "multiply(x, 0, b.rows, w, first, count, true,",
+            "cpu-gemm-steps", "b.rows, w, first, count, first == begin,", "b.rows, w, first, count, true,",
             f"{ENGINE}::test_accumulators_of_several_blocks", "the steps along K add up",
         ),
         (
