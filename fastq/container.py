@@ -55,21 +55,26 @@ def write(path: str | os.PathLike[str], key: str, version: int, header: dict[str
 
     An interrupted write leaves no half file. Raises ``OSError`` if the file cannot be written.
     """
-    from pathlib import Path  # here: reading, of which a process that starts has to wait for all imports, does without
-
     import safetensors.torch
 
     header = {"version": version, "checksum": "0" * 64, "tensors": len(tensors), **header}
     data = safetensors.torch.save(tensors, {key: json.dumps(header, separators=(",", ":"))})
     digest = hashlib.sha256(data).hexdigest().encode()
     data = _CHECKSUM.sub(lambda match: match[1] + digest + match[3], data, count=1)
+    put(path, data)
+    return len(data)
+
+
+def put(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a whole file or, where that is interrupted or fails, none."""
+    from pathlib import Path  # here: reading, of which a process that starts has to wait for all imports, does without
+
     part = Path(f"{os.fspath(path)}.part")
     try:
         part.write_bytes(data)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return len(data)
 
 
 def name_of(source: str | os.PathLike[str] | bytes) -> str:

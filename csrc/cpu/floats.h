@@ -278,30 +278,13 @@ struct BFloat16Sums {
   template <int kTerms, bool kRows, bool kColumns>
   FASTQ_HD static void tile(const uint8_t* x, int64_t stride, const uint8_t* w, int64_t depth, bool fresh, float* sums,
                             Ahead& ahead) {
-    constexpr int64_t kBytes = kPanel * 4;
-    float* lower = sums + kTileRows * kPanel;
     before_tiles();
-    if (fresh) {
-      _tile_zero(0);
-      if (kColumns) _tile_zero(1);
-      if (kRows) _tile_zero(2);
-      if (kRows && kColumns) _tile_zero(3);
-    } else {
-      _tile_loadd(0, sums, kBytes);
-      if (kColumns) _tile_loadd(1, sums + kBlockRows, kBytes);
-      if (kRows) _tile_loadd(2, lower, kBytes);
-      if (kRows && kColumns) _tile_loadd(3, lower + kBlockRows, kBytes);
-    }
-    const uint8_t* const next[] = {ahead.block[0], ahead.block[1]};
-    const int64_t lines = ahead.lines;
-    int64_t at = ahead.done;
-    ahead.done += depth * lines * kLineBytes;
+    TileSums<kRows, kColumns>::begin(sums, fresh);
+    Fetching fetching(ahead, depth);
     for (int64_t t = 0; t < depth; ++t, w += kTileSize) {
       _tile_loadd(6, w, kLineBytes);
       if (kColumns) _tile_loadd(7, w + kBlockBytes, kLineBytes);
-      for (int64_t i = 0; i < lines; ++i, at += kLineBytes)
-        for (int j = 0; j < (kColumns ? 2 : 1); ++j)
-          _mm_prefetch(reinterpret_cast<const char*>(next[j] + at), _MM_HINT_T0);
+      fetching.some(kColumns);
       for (int term = 0; term < kTerms; ++term, x += kLineBytes) {
         _tile_loadd(4, x, stride);
         if (kRows) _tile_loadd(5, x + kTileRows * stride, stride);
@@ -311,12 +294,8 @@ struct BFloat16Sums {
         if (kRows && kColumns) _tile_dpbf16ps(3, 5, 7);
       }
     }
-    _tile_stored(0, sums, kBytes);
-    if (kColumns) _tile_stored(1, sums + kBlockRows, kBytes);
-    if (kRows) _tile_stored(2, lower, kBytes);
-    if (kRows && kColumns) _tile_stored(3, lower + kBlockRows, kBytes);
+    TileSums<kRows, kColumns>::end(sums);
   }
-  static constexpr int kTileRows = Tiles::kTileRows;
 
   // m rows by `depth` tiles of K of one block or of two.
   template <int kTerms, bool kColumns>

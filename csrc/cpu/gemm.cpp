@@ -391,7 +391,8 @@ struct IntegerProduct {
                              sums, ahead);
 #endif
     (void)ahead;
-    Sums::multiply(c.bits, from, x.stride, rows, depths, w, (count + 3) / 4, fresh, sums);
+    const auto multiply = c.bits == 8 ? Sums::rows<true> : Sums::rows<false>;
+    multiply(from, x.stride, rows, depths, w, (count + 3) / 4, fresh, sums);
   }
 
   // Fetches what these rows will be written to, for writing: stores that wait would hold up what comes after them.

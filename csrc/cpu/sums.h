@@ -102,14 +102,6 @@ struct DotProducts {
     for (; i < m; ++i) tiles<kSigned, 1>(x + i * stride, stride, depths, w, lines, fresh, sums + i * kPanel);
   }
 
-  static void multiply(int bits, const uint8_t* x, int64_t stride, int64_t m, Depths depths, const Lines& w,
-                       int64_t lines, bool fresh, uint32_t* sums) {
-    if (bits == 8)
-      rows<true>(x, stride, m, depths, w, lines, fresh, sums);
-    else
-      rows<false>(x, stride, m, depths, w, lines, fresh, sums);
-  }
-
   // A few rows and whole tiles of packed weights, whose fields are taken apart in registers.
   static constexpr int kFewRows = 4;
   template <int kBits, int kR, int kC>
@@ -237,14 +229,6 @@ struct Pairs {
       for (; i < m; ++i) tile<kSigned, 1>(x + i * stride, stride, depths, w.block[j], lines, fresh, to + i * kPanel);
     }
   }
-
-  static void multiply(int bits, const uint8_t* x, int64_t stride, int64_t m, Depths depths, const Lines& w,
-                       int64_t lines, bool fresh, uint32_t* sums) {
-    if (bits == 8)
-      rows<true>(x, stride, m, depths, w, lines, fresh, sums);
-    else
-      rows<false>(x, stride, m, depths, w, lines, fresh, sums);
-  }
 };
 
 #endif
@@ -283,10 +267,57 @@ struct TileState {
   }
 };
 
+// Tiles 0 to 3: sums of 32 bits, of one or two blocks of columns and as many of 16 rows.
+constexpr int kTileRows = 16;
+
+template <bool kRows, bool kColumns>
+struct TileSums {
+  static constexpr int64_t kBytes = kPanel * 4, kLower = kTileRows * kPanel;
+
+  template <class T>
+  FASTQ_HD static void begin(const T* sums, bool fresh) {
+    if (fresh) {
+      _tile_zero(0);
+      if (kColumns) _tile_zero(1);
+      if (kRows) _tile_zero(2);
+      if (kRows && kColumns) _tile_zero(3);
+    } else {
+      _tile_loadd(0, sums, kBytes);
+      if (kColumns) _tile_loadd(1, sums + kBlockRows, kBytes);
+      if (kRows) _tile_loadd(2, sums + kLower, kBytes);
+      if (kRows && kColumns) _tile_loadd(3, sums + kLower + kBlockRows, kBytes);
+    }
+  }
+  template <class T>
+  FASTQ_HD static void end(T* sums) {
+    _tile_stored(0, sums, kBytes);
+    if (kColumns) _tile_stored(1, sums + kBlockRows, kBytes);
+    if (kRows) _tile_stored(2, sums + kLower, kBytes);
+    if (kRows && kColumns) _tile_stored(3, sums + kLower + kBlockRows, kBytes);
+  }
+};
+
+// Ahead's lines, some with each of `depth` tiles of K.
+struct Fetching {
+  const uint8_t* const first;
+  const uint8_t* const second;
+  const int64_t lines;
+  int64_t at;
+
+  FASTQ_HD Fetching(Ahead& ahead, int64_t depth)
+      : first(ahead.block[0]), second(ahead.block[1]), lines(ahead.lines), at(ahead.done) {
+    ahead.done += depth * lines * kLineBytes;
+  }
+  FASTQ_HD void some(bool both) {
+    for (int64_t i = 0; i < lines; ++i, at += kLineBytes) {
+      _mm_prefetch(reinterpret_cast<const char*>(first + at), _MM_HINT_T0);
+      if (both) _mm_prefetch(reinterpret_cast<const char*>(second + at), _MM_HINT_T0);
+    }
+  }
+};
+
 // Tiles 0 to 3 are sums, 4 and 5 x, 6 and 7 weights.
 struct Tiles {
-  static constexpr int kTileRows = 16;
-
   template <bool kSigned>
   FASTQ_HD static void four(bool second_row, bool second_column) {
     if constexpr (kSigned) {
@@ -307,38 +338,18 @@ struct Tiles {
   FASTQ_HD static void tile(const uint8_t* x, int64_t stride, Depths depths, const Lines& w, int64_t depth, bool fresh,
                             uint32_t* sums, Ahead& ahead) {
     before_tiles();
-    constexpr int64_t kBytes = kPanel * 4;
-    uint32_t* lower = sums + kTileRows * kPanel;
-    if (fresh) {
-      _tile_zero(0);
-      if (kColumns) _tile_zero(1);
-      if (kRows) _tile_zero(2);
-      if (kRows && kColumns) _tile_zero(3);
-    } else {
-      _tile_loadd(0, sums, kBytes);
-      if (kColumns) _tile_loadd(1, sums + kBlockRows, kBytes);
-      if (kRows) _tile_loadd(2, lower, kBytes);
-      if (kRows && kColumns) _tile_loadd(3, lower + kBlockRows, kBytes);
-    }
-    const uint8_t* const next[] = {ahead.block[0], ahead.block[1]};
-    const int64_t lines = ahead.lines;
-    int64_t at = ahead.done;
-    ahead.done += depth * lines * kLineBytes;
+    TileSums<kRows, kColumns>::begin(sums, fresh);
+    Fetching fetching(ahead, depth);
     for (int64_t t = 0; t < depth; ++t) {
       const uint8_t* from = x + depths.at(t);
       _tile_loadd(6, w.block[0] + t * kTileSize, kLineBytes);
       _tile_loadd(4, from, stride);
       if (kColumns) _tile_loadd(7, w.block[1] + t * kTileSize, kLineBytes);
       if (kRows) _tile_loadd(5, from + kTileRows * stride, stride);
-      for (int64_t i = 0; i < lines; ++i, at += kLineBytes)
-        for (int j = 0; j < (kColumns ? 2 : 1); ++j)
-          _mm_prefetch(reinterpret_cast<const char*>(next[j] + at), _MM_HINT_T0);
+      fetching.some(kColumns);
       four<kSigned>(kRows, kColumns);
     }
-    _tile_stored(0, sums, kBytes);
-    if (kColumns) _tile_stored(1, sums + kBlockRows, kBytes);
-    if (kRows) _tile_stored(2, lower, kBytes);
-    if (kRows && kColumns) _tile_stored(3, lower + kBlockRows, kBytes);
+    TileSums<kRows, kColumns>::end(sums);
   }
 
   template <bool kSigned, bool kColumns>

@@ -13,7 +13,6 @@ import copy
 import numbers
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 import torch.fx
 from torch import nn
 
+from .. import container
 from ..nn.batch_norm import AFFINE, affine_of
 from ..nn.layers import QUANTIZED
 from .conversion import input_coding, padding_of, quantizer_of
@@ -133,12 +133,7 @@ def export_onnx(
         data = made.SerializeToString()
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ValueError(f"{op}: the network makes no valid file: {' '.join(str(error).split()):.300}") from None
-    part = Path(f"{os.fspath(path)}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    container.put(path, data)
     return len(data)
 
 

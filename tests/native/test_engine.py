@@ -5,8 +5,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +124,8 @@ def test_products_of_several_threads_and_libraries_at_once() -> None:
             if not torch.equal(fastq.int_linear(x, weight, out_dtype=torch.int32).long(), wanted) or not torch.equal(a @ b, ab):
                 problems.append(turn)
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
     assert not problems
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +118,8 @@ def test_many_callers_at_once(threads):
             if network(batch).tobytes() != expected.tobytes():
                 wrong.append(i)
 
-    callers = [threading.Thread(target=call, args=(i,)) for i in range(6)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(call, range(6)))
     assert wrong == []
 
 
