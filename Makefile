@@ -58,8 +58,8 @@ fuzz: $(VENV)/.ready ## a hundred thousand broken files to the runtime's loader 
 huge-test: $(VENV)/.ready ## tensors of more than 2**31 elements (13 GB of memory)
 	$(BIN)/python -m pytest -m huge tests
 
-mutants: $(VENV)/.ready ## seed faults in the kernels and the package, each of which the tests must find
-	$(BIN)/python .ci/mutants.py
+mutants: $(VENV)/.ready ## seed faults in the kernels and the package, each of which the tests must find (MUTANTS=--changed: what has to be run again)
+	$(BIN)/python .ci/mutants.py $(MUTANTS)
 
 lint: $(VENV)/.ready ## format, lint and types
 	$(BIN)/ruff check .

@@ -5,6 +5,10 @@ of the tree in a temporary folder; the sources stay as they are. Native code is 
 machine runs (and which converts half precision by hand), with little optimisation, which does not change a result here (setup.py).
 The CUDA kernels run as plain C++ (tests/cuda), the Triton kernels in its interpreter.
 
+What was killed is written down beside this program, with a digest of the faulty file and of the tests that killed it. With
+``--changed`` a mutant that was killed with these very files is not run again, but for one in twelve of them, others at each commit:
+a kill also depends on files that no digest has.
+
 Exit status: 0 all were killed; 1 some survived (a test is missing, or the mutant is no fault); 2 nothing was learned: the tests
 fail without a mutant, the table does not fit the sources, a mutant does not compile.
 """
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import hashlib
 import importlib.util
 import json
 import os
@@ -39,6 +44,10 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 ISA = "v2"
+#: By name, the digest of each mutant that was killed.
+KILLED = ROOT / ".ci" / "killed.json"
+#: Of those, one in so many is run again with --changed.
+AGAIN = 12
 #: What is built or cached, not written. Not asked of git: a checkout without its history is judged as well.
 LEFT_OUT = (".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "lib", "*.so", "*.egg-info", "demo_output")
 
@@ -163,6 +172,12 @@ class Mutant:
         if (count := text.count(self.old)) != 1:
             raise Stale(f"{self.name}: {self.file} has the text of the mutant {count} times instead of once:\n    {self.old}")
         return text.replace(self.old, self.new)
+
+    def digest(self) -> str:
+        """Of the file with its fault, and of the tests."""
+        files = {ROOT / test.partition("::")[0] for test in self.tests}
+        parts = [self.applied((ROOT / self.file).read_text()), *self.tests, *(path.read_text() for path in sorted(files))]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def diff(self) -> str:
         lines = difflib.unified_diff(self.old.splitlines(), self.new.splitlines(), lineterm="", n=0)
@@ -1685,6 +1700,37 @@ def baseline(trees: list[Tree], chosen: list[Mutant], limit: float) -> None:
     in_parallel(trees, slow_first, lambda tree, tests: tree.test(tests, 4 * limit), check)
 
 
+def killed_before() -> dict[str, str]:
+    known: dict[str, str] = json.loads(KILLED.read_text()) if KILLED.exists() else {}
+    return known
+
+
+def due(chosen: list[Mutant], killed: dict[str, str], commit: str) -> list[Mutant]:
+    """Of ``chosen`` those that were not killed as they are, and one in ``AGAIN`` of the others, which ``commit`` decides."""
+
+    def again(mutant: Mutant) -> bool:
+        return int(hashlib.sha256(f"{commit} {mutant.name}".encode()).hexdigest(), 16) % AGAIN == 0
+
+    return [mutant for mutant in chosen if killed.get(mutant.name) != mutant.digest() or again(mutant)]
+
+
+def write_down(outcomes: list[Outcome], digests: dict[str, str]) -> None:
+    """What was killed, beside what is known of other mutants."""
+    known = killed_before()
+    for outcome in outcomes:
+        known.pop(outcome.mutant.name, None)
+    known |= {outcome.mutant.name: digests[outcome.mutant.name] for outcome in outcomes if outcome.state == "killed"}
+    names = {mutant.name for mutant in MUTANTS}
+    KILLED.write_text(json.dumps({name: known[name] for name in sorted(names & known.keys())}, indent=0) + "\n")
+
+
+def head() -> str:
+    """The commit, or nothing where there is no git."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return ""
+
+
 def report(console: Console, outcomes: list[Outcome]) -> None:
     table = Table(title="mutants", title_justify="left")
     for column in ("mutant", "file", "fault", "seconds", "result", "by"):
@@ -1705,6 +1751,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mutants.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these mutants alone")
+    parser.add_argument("--changed", action="store_true", help="those not killed yet with these files, and some of the others")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2), help="mutants at once (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=180, help="seconds that a mutant's tests may take (default: %(default)s)")
     parser.add_argument("--no-baseline", action="store_true", help="trust that the tests pass without a mutant")
@@ -1729,11 +1776,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the copies are removed then too
     start = time.monotonic()
     outcomes: list[Outcome] = []
+    digests: dict[str, str] = {}
     try:
         if len({mutant.name for mutant in MUTANTS}) != len(MUTANTS):
             raise Stale("two mutants have the same name")
         for mutant in MUTANTS:
             mutant.applied((ROOT / mutant.file).read_text())
+        before = len(chosen)
+        if options.changed:
+            chosen = due(chosen, killed_before(), head())
+        digests = {mutant.name: mutant.digest() for mutant in chosen}
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastq-mutants-"))
             bar = stack.enter_context(progress(console))
@@ -1765,10 +1817,13 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("mutants: interrupted")
         return 130
+    finally:
+        write_down(outcomes, digests)
     report(console, outcomes)
     count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("killed", "survived", "error")}
     summary = ", ".join(f"{number} {state}" for state, number in count.items())
-    console.print(f"{len(outcomes)} mutants in {time.monotonic() - start:.0f} s: {summary}")
+    others = f"; {before - len(outcomes)} were killed before with the files as they are" if options.changed else ""
+    console.print(f"{len(outcomes)} mutants in {time.monotonic() - start:.0f} s: {summary}{others}")
     return 2 if count["error"] else 1 if count["survived"] else 0
 
 

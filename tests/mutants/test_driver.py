@@ -4,6 +4,7 @@ import ast
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -64,6 +65,24 @@ def test_a_table_that_does_not_fit_is_no_result(driver: ModuleType) -> None:
 def test_a_mutant_that_cannot_run_is_not_killed(driver: ModuleType, code: int, output: str, state: str, detail: str) -> None:
     got, why = driver.verdict(code, output)
     assert got == state and (detail in why if detail else why == "")
+
+
+def test_what_was_killed_is_run_again_where_its_files_changed_and_now_and_then(
+    driver: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(driver, "KILLED", tmp_path / "killed.json")
+    every = driver.MUTANTS
+    assert driver.due(every, driver.killed_before(), "") == every
+    digests = {mutant.name: mutant.digest() for mutant in every}
+    driver.write_down([driver.Outcome(mutant, "killed", "", 0.0) for mutant in every], digests)
+    some = [[mutant.name for mutant in driver.due(every, driver.killed_before(), commit)] for commit in ("a", "b")]
+    assert all(0 < len(names) < len(every) / 6 for names in some) and some[0] != some[1]
+    # one whose fault is another, one that survives
+    other, weak = [mutant for mutant in every if mutant.name not in some[0]][:2]
+    changed = replace(other, new=other.new + " ")
+    driver.write_down([driver.Outcome(weak, "survived", "", 0.0)], digests)
+    assert driver.due([changed, weak], driver.killed_before(), "a") == [changed, weak]
+    assert driver.due([other], driver.killed_before(), "a") == []
 
 
 def test_names_are_checked(driver: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
