@@ -310,6 +310,15 @@ class PackedWeight:
         """What a kernel is given."""
         return Operand(self.data, self.scale, self.stored_zero, self.sums, self.n, self.k, self.bits, self.group_size or 0)
 
+    #: The same, kept: for calls like earlier ones.
+    kept_operand = functools.cached_property(operand)
+
+    @functools.cached_property
+    def form(self) -> tuple[Any, ...]:
+        """What two weights have in common that a call is checked alike for."""
+        zeros = self.stored_zero is not None
+        return self.shape, self.bits, self.group_size, zeros, self.scale.numel(), self.layout, self.device
+
     def fields(self) -> torch.Tensor:
         """``(N, K)`` int8: what is packed, sign-extended."""
         return unpack(self.layout, self.data, self.bits, self.n, self.k)
@@ -375,6 +384,8 @@ class PackedWeight:
             return self
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__, data=data, layout=layout)
+        for name in ("form", "kept_operand"):
+            new.__dict__.pop(name, None)
         for name in ("scale", "zero_point", "stored_zero", "sums"):
             if (t := getattr(self, name)) is not None:
                 setattr(new, name, t.to(device))

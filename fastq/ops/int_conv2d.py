@@ -8,7 +8,8 @@ import torch
 
 from ..engine.call import Window
 from ..packing import PackedWeight
-from .int_linear import check_numbers, check_operands, check_overflow, epilogue, product
+from . import _calls
+from .int_linear import check_numbers, check_operands, check_overflow, epilogue, kept, product, run_known
 from .quantize import check_scale
 
 __all__ = ["int_conv2d"]
@@ -80,6 +81,14 @@ def int_conv2d(
         TypeError, ValueError, RuntimeError: as :func:`fastq.int_linear`; ``ValueError`` where the kernel exceeds the padded image.
     """
     op = "int_conv2d"
+    numbers = (stride, padding, dilation, groups, x_zero_point, activation, out_dtype, out_range, out_zero_point, kernel)
+    given = (x_scale is None, bias is None, multiplier is None, addend is None, out_scale is None)
+    key = _calls.key_of(x, weight, residual, numbers, given)
+    if (call := _calls.known(key)) is not None:
+        scale = check_scale(op, "x_scale", x_scale, x.device)
+        residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return run_known(call, op, x, weight, scale, bias, multiplier, addend, residual, out_scale, kernel)
     check_operands(op, x, weight, x_zero_point, kernel)
     if len(weight.shape) != 4:
         one = "of one dimension: pack (O, C/groups, 1, kw) and give x as (B, C, 1, W)"
@@ -113,4 +122,6 @@ def int_conv2d(
         e = e._replace(residual=residual.contiguous(memory_format=torch.channels_last))
     check_numbers(op, x, e)
     x = x.contiguous(memory_format=torch.channels_last)
-    return product(x, weight.operand(), window, e, kernel or "")
+    y = product(x, weight.operand(), window, e, kernel or "")
+    kept(key, x, weight, window, e, shape)
+    return y

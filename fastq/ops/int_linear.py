@@ -13,10 +13,10 @@ import torch
 
 from .. import checks
 from ..engine import table
-from ..engine.call import ACTIVATIONS, EPILOGUE, FLOATS, OPERAND, OUT_DTYPES, WINDOW, Epilogue, Operand, Window
+from ..engine.call import ACTIVATIONS, EPILOGUE, FLOATS, OPERAND, OUT_DTYPES, WINDOW, Epilogue, Operand, Problem, Window
 from ..packing import PackedWeight, layout_of
-from . import _library
-from .quantize import check_codes, check_scale, quantize_per_token
+from . import _calls, _library
+from .quantize import check_codes, check_scale, plain, quantize_per_token
 
 __all__ = ["int_linear"]
 
@@ -39,10 +39,16 @@ _library.define("int_linear", LINEAR, _fake_linear, triton=False)
 _library.define("int_conv2d", CONV2D, _fake_conv2d, triton=False)
 
 
+def problem_of(x: torch.Tensor, w: Operand, window: Window | None, out_dtype: torch.dtype) -> Problem:
+    if window is None:
+        return table.problem_of("linear", x, w, out_dtype, x.shape[0])
+    return table.problem_of("conv2d", x, w, out_dtype, x.shape[0] * math.prod(window.size(*x.shape[2:])), window.groups)
+
+
 def _run(x: Any, w: Operand, window: Window | None, e: Epilogue, name: str) -> torch.Tensor:
-    op, m = ("int_linear", x.shape[0]) if window is None else ("int_conv2d", x.shape[0] * math.prod(window.size(*x.shape[2:])))
+    problem = problem_of(x, w, window, e.out_dtype)
+    op, m = f"int_{problem.op}", problem.m
     _library.refuse_gradients(op, x, e.residual)
-    problem = table.problem_of(op.removeprefix("int_"), x, w, e.out_dtype, m, 1 if window is None else window.groups)
     kernel = table.choose(problem, name)
     if m == 0 or w.n == 0:
         empty = _fake_linear(x, *w.flat(), *e.flat()) if window is None else _fake_conv2d(x, *w.flat(), window.flat(), *e.flat())
@@ -80,6 +86,29 @@ def product(x: torch.Tensor, w: Operand, window: Window | None, e: Epilogue, ker
             return _linear(x, *w.flat(), *e.flat(), kernel)  # type: ignore[no-any-return]
         return _conv2d(x, *w.flat(), window.flat(), *e.flat(), kernel)  # type: ignore[no-any-return]
     return _run(x, w, window, e, kernel)  # an operator written in Python would take as long again as a small product
+
+
+def run_known(
+    call: _calls.Known, op: str, x: torch.Tensor, weight: PackedWeight, x_scale: torch.Tensor | None, bias: Any, multiplier: Any,
+    addend: Any, residual: torch.Tensor | None, out_scale: Any, kernel: str | None,
+) -> torch.Tensor:  # fmt: skip
+    """A call like one that was checked: what is left to look at are the tensors."""
+    e = Epilogue(
+        x_scale, call.x_zero_point, channels(op, "bias", bias, weight), channels(op, "multiplier", multiplier, weight),
+        channels(op, "addend", addend, weight), residual, call.activation, call.out_dtype,
+        check_scale(op, "out_scale", out_scale, x.device), call.out_codes,
+    )  # fmt: skip
+    chosen = table.choose(call.problem, kernel)
+    if call.window is None:
+        return chosen.linear(x, weight.kept_operand, e)  # type: ignore[misc]
+    return chosen.conv2d(x, weight.kept_operand, call.window, e)  # type: ignore[misc]
+
+
+def kept(key: Any, x: torch.Tensor, weight: PackedWeight, window: Window | None, e: Epilogue, shape: tuple[int, ...]) -> None:
+    """What the arguments of a call came to, for the next like it."""
+    if key is not None and 0 not in shape:
+        problem = problem_of(x, weight.operand(), window, e.out_dtype)
+        _calls.keep(key, _calls.Known(problem, window, shape, e.x_zero_point, e.activation, e.out_dtype, e.out_codes))
 
 
 def check_operands(op: str, x: Any, weight: Any, x_zero_point: Any, kernel: Any) -> None:
@@ -132,11 +161,11 @@ def channels(op: str, name: str, t: Any, weight: PackedWeight) -> torch.Tensor |
         return None
     if not isinstance(t, torch.Tensor) or not t.is_floating_point():
         raise TypeError(f"{op}: {name} must be a floating point tensor, got {t.dtype if isinstance(t, torch.Tensor) else t!r:.60}")
-    if tuple(t.shape) != (weight.n,):
+    if t.shape != (weight.n,):
         raise ValueError(f"{op}: {name} must have shape {(weight.n,)}, one element per output, got {tuple(t.shape)}")
     if t.device != weight.device:
         raise ValueError(f"{op}: {name} is on {t.device} and weight on {weight.device}")
-    return t.detach().to(torch.float32).contiguous()
+    return plain(t).contiguous()
 
 
 def epilogue(
@@ -240,6 +269,15 @@ def int_linear(
         RuntimeError: the backend or kernel asked for cannot serve; ``x`` or ``residual`` requires a gradient.
     """
     op = "int_linear"
+    numbers = (x_zero_point, activation, out_dtype, out_range, out_zero_point, kernel)
+    given = (x_scale is None, bias is None, multiplier is None, addend is None, out_scale is None)
+    key = None if isinstance(x_scale, str) else _calls.key_of(x, weight, residual, numbers, given)
+    if (call := _calls.known(key)) is not None:
+        flat = x.reshape(call.problem.m, weight.k).contiguous()
+        scale = check_scale(op, "x_scale", x_scale, x.device, call.shape[:-1])
+        residual = None if residual is None else residual.reshape(call.problem.m, weight.n).contiguous()
+        y = run_known(call, op, flat, weight, scale, bias, multiplier, addend, residual, out_scale, kernel)
+        return y.view(call.shape)
     check_operands(op, x, weight, x_zero_point, kernel)
     if len(weight.shape) != 2:
         raise ValueError(f"{op}: weight must have shape (N, K), got {weight.shape}; int_conv2d takes those of convolutions")
@@ -248,7 +286,6 @@ def int_linear(
     lead, rows = x.shape[:-1], math.prod(x.shape[:-1])
     shape = (*lead, weight.n)
     flat = x.reshape(rows, weight.k)
-    scale: torch.Tensor | None
     if isinstance(x_scale, str):
         if x_scale != "dynamic" or not x.is_floating_point():
             expected = "a number, a tensor or, for a floating point x, 'dynamic'"
@@ -268,4 +305,7 @@ def int_linear(
     if residual is not None:
         e = e._replace(residual=residual.reshape(rows, weight.n).contiguous())
     check_numbers(op, x, e)
-    return product(flat.contiguous(), weight.operand(), None, e, kernel or "").view(shape)
+    flat = flat.contiguous()
+    y = product(flat, weight.operand(), None, e, kernel or "").view(shape)
+    kept(key, flat, weight, None, e, shape)
+    return y

@@ -46,6 +46,12 @@ def check_codes(op: str, dtype: torch.dtype, range_: Any, zero_point: Any, prefi
     return low, high, zero_point
 
 
+def plain(t: torch.Tensor) -> torch.Tensor:
+    """``t`` as float32 without a gradient; itself, which costs nothing, where it is that."""
+    t = t.detach() if t.requires_grad else t
+    return t if t.dtype == torch.float32 else t.to(torch.float32)
+
+
 def check_scale(op: str, name: str, scale: Any, device: torch.device, rows: tuple[int, ...] | None = None) -> torch.Tensor | None:
     """A scale as a float32 tensor ``(1,)``, or ``(M,)`` where ``rows`` allows one for each row; None stays None."""
     if scale is None:
@@ -56,11 +62,11 @@ def check_scale(op: str, name: str, scale: Any, device: torch.device, rows: tupl
         if scale.device != device:
             raise ValueError(f"{op}: {name} is on {scale.device} and x on {device}")
         if scale.numel() == 1 and (rows is None or tuple(scale.shape) != rows):
-            return scale.detach().to(torch.float32).reshape(1)
+            return plain(scale) if scale.dim() == 1 else plain(scale).reshape(1)
         if rows is None or tuple(scale.shape) not in (rows, (*rows, 1)):
             expected = "one element" if rows is None else f"one element or shape {rows}, one for each row"
             raise ValueError(f"{op}: {name} must have {expected}, got {tuple(scale.shape)}")
-        return scale.detach().to(torch.float32).reshape(-1).contiguous()
+        return plain(scale).reshape(-1).contiguous()
     if not isinstance(scale, (int, float)) and isinstance(scale, numbers.Real):
         scale = float(scale)  # NumPy's
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
