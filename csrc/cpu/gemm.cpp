@@ -244,51 +244,80 @@ constexpr int64_t kFloatPanelBytes = FloatSums::kStep * kPanel * 4;
 #endif
 
 // Lines of an image with the border that its convolution sees, as a task has them: of each pixel the channels, packed.
-// Outputs are numbered as positions of its lines, and where a tap looks is the same number of pixels away from all of
-// them: no pixel is copied for each tap. What is computed at positions that are no outputs is left.
+// Outputs are numbered as positions of its lines, and where a tap looks is the same number of bytes away from all of
+// them: no pixel is copied for each tap. What is computed at positions that are no outputs is left. Where outputs are
+// `sh` lines apart, line y lies with those that have its remainder by sh, so that the next output's is the next line.
+// Channels that are no whole tiles of K are multiplied by lines of the kernel, whose taps lie next to each other, and
+// which begin with a tile: the weights are laid out so, too (lines_of_kernel).
 struct Image {
-  int64_t lines, width, pixel, pixels, positions;  // lines: of outputs; pixel: bytes
+  int64_t lines;             // of outputs
+  int64_t sw, pitch;         // pixels from a position to the next, positions from a line to the next
+  int64_t phases, of_phase;  // remainders that are looked at, lines of each
+  int64_t step, line;        // bytes of a position, of a line
+  int64_t runs, run;         // taps, or lines of the kernel; elements of one
+  int64_t positions;
 
-  FASTQ_HD Image(const GemmCall& c, const GemmPlan& plan, int64_t of_lines) : lines(of_lines) {
+  FASTQ_HD static bool by_lines(const GemmCall& c) { return c.window.channels % kBlockDepth != 0; }
+
+  FASTQ_HD Image(const GemmCall& c, int64_t of_lines) : lines(of_lines) {
     const GemmWindow& w = c.window;
-    width = w.ow + (w.kw - 1) * w.dw;
-    pixel = plan.stride;
-    pixels = (lines + (w.kh - 1) * w.dh) * width;
-    positions = (lines - 1) * width + w.ow;
+    sw = w.kw == 1 ? 1 : w.sw;  // pixels between are not looked at
+    pitch = ((w.ow - 1) * sw + (w.kw - 1) * w.dw) / sw + 1;
+    phases = least(w.sh, (w.kh - 1) * w.dh + 1);
+    of_phase = ((lines - 1) * w.sh + (w.kh - 1) * w.dh) / w.sh + 1;
+    step = sw * w.channels * Sums::kElement;
+    line = pitch * step;
+    runs = by_lines(c) ? w.kh : w.kh * w.kw;
+    run = by_lines(c) ? w.kw * w.channels : w.channels;
+    positions = (lines - 1) * pitch + w.ow;
   }
-  // Pixels, of which whole tiles of positions are read, their totals, those of positions, offsets of tiles of K.
-  FASTQ_HD int64_t bytes_of_pixels() const { return (pixels + kRowsTogether) * pixel; }
-  FASTQ_HD int64_t bytes_of_totals() const { return multiple((pixels + positions) * 4, kLineBytes); }
+  FASTQ_HD int64_t stored() const { return phases * of_phase; }
+  FASTQ_HD int64_t tiles() const { return runs * ((run + kBlockDepth - 1) / kBlockDepth); }
+  // Pixels, of which whole tiles of positions and of K are read; totals of pixels, of lines of the kernel at the
+  // positions of each line, and of positions.
+  FASTQ_HD int64_t bytes_of_pixels() const {
+    return multiple(stored() * line + kRowsTogether * step + multiple(run, kBlockDepth) * Sums::kElement, kLineBytes);
+  }
+  FASTQ_HD int64_t bytes_of_totals() const {
+    return multiple((stored() * (sw + 1) * pitch + positions) * 4, kLineBytes);
+  }
   FASTQ_HD int64_t bytes() const { return bytes_of_pixels() + bytes_of_totals(); }
 
-  FASTQ_HD static bool serves(const GemmCall& c) {
+  FASTQ_HD static bool serves(const GemmCall& c, bool with_tiles) {
     const GemmWindow& w = c.window;
-    if (!c.integer() || !c.convolution || w.groups != 1 || w.sh != 1 || w.sw != 1 || c.k == 0 ||
-        w.channels % kBlockDepth != 0 || w.kh * w.kw > kMostTaps || c.k * c.n > kMostWeights)
+    if (!c.integer() || !c.convolution || w.groups != 1 || c.m == 0 || c.k == 0 || w.kh * w.kw > kMostTaps ||
+        c.k * c.n > kMostWeights)
       return false;
+    const Image image(c, lines_of_task(c));
+    if (by_lines(c) && (!with_tiles || w.dw != 1 || image.tiles() >= kStepTiles)) return false;
     // Where taps are far apart, more lines are copied than are looked at.
-    const double lines = double(lines_of_task(c)), width = double(w.ow) + double(w.kw - 1) * double(w.dw);
-    const double pixels = (lines + double(w.kh - 1) * double(w.dh)) * width, outputs = lines * double(w.ow);
-    return pixels <= outputs * (w.kh * w.kw > 4 ? 0.5 * double(w.kh * w.kw) : 2.0);
+    const bool apart = w.dh != 1 || w.dw != 1;
+    const double copied = double(image.stored()) * double(image.pitch) * double(image.sw);
+    return copied <=
+           double(image.lines) * double(w.ow) * (apart ? 0.5 : 1.0) * double(w.kh * w.kw < 4 ? 4 : w.kh * w.kw);
   }
   static constexpr int64_t kMostTaps = 1024;
   static constexpr int64_t kMostWeights = 3 << 19;  // that a cache keeps from one task to the next
 
-  // So many lines that few positions are computed in vain, and no more than the cache has room for.
+  // So many lines that few positions are computed in vain and few copied twice, and no more than the cache has room
+  // for. What counts are cycles: of a tile of 32 x 32 outputs those of its products and a few hundred to settle it.
   FASTQ_HD static int64_t lines_of_task(const GemmCall& c) {
     const GemmWindow& w = c.window;
-    const int64_t width = w.ow + (w.kw - 1) * w.dw;
     const int64_t most = c.bits == 8 ? kMostPositions : kMostUnpacked;
     int64_t best = 1;
     double least_cost = 1e300;
-    for (int64_t lines = 1; lines <= w.oh && (lines == 1 || lines * width <= most); ++lines) {
-      const int64_t tasks = (w.oh + lines - 1) / lines;
-      const double cost = double(tasks) * double(multiple((lines - 1) * width + w.ow, kRowsTogether));
+    for (int64_t lines = 1; lines <= w.oh; ++lines) {
+      const Image image(c, lines);
+      if (lines > 1 && image.positions > most) break;
+      const double tiles =
+          double(multiple(image.positions, kRowsTogether) / kRowsTogether * ((c.n + kPanel - 1) / kPanel));
+      const double cycles = tiles * (64.0 * double(image.tiles()) + 512.0) + double(image.bytes_of_pixels()) / 8;
+      const double cost = double((w.oh + lines - 1) / lines) * cycles;
       if (cost < least_cost) best = lines, least_cost = cost;
     }
     return best;
   }
-  static constexpr int64_t kMostPositions = 160;
+  static constexpr int64_t kMostPositions = 512;
   static constexpr int64_t kMostUnpacked = 640;  // for each task the weights are unpacked once
 };
 
@@ -300,12 +329,12 @@ struct Scratch {
   int64_t* offset;
 
   FASTQ_HD static int64_t bytes_of_x(const GemmCall& c, const GemmPlan& plan) {
-    if (plan.lines > 0) return Image(c, plan, plan.lines).bytes();
+    if (plan.lines > 0) return Image(c, plan.lines).bytes();
     return plan.shared ? 0 : plan.rows * plan.stride;
   }
   FASTQ_HD static int64_t bytes(const GemmCall& c, const GemmPlan& plan) {
     const int64_t of_y = c.scale_groups > 1 ? plan.rows : 0;
-    const int64_t of_offset = plan.lines > 0 ? c.k / kBlockDepth * 8 : 0;
+    const int64_t of_offset = plan.lines > 0 ? Image(c, plan.lines).tiles() * 8 : 0;
     return bytes_of_x(c, plan) + kPanelBytes + kFloatPanelBytes + (plan.rows + of_y) * kPanel * 4 + kSlack + of_offset;
   }
   FASTQ_HD Scratch(const GemmCall& c, const GemmPlan& plan, uint8_t* memory) {
@@ -327,6 +356,7 @@ struct Rows {
   const uint8_t* totals;  // of a row, int32, one for each group of K
   int64_t totals_step;    // bytes
   int64_t width, inside;  // 0: all are outputs
+  int64_t depth, run;     // of K as its lines are laid out, elements of one; 0: as the weights are
 
   FASTQ_HD uint32_t total(int64_t row, int64_t scale_group) const {
     int32_t sum;
@@ -355,6 +385,46 @@ FASTQ_HD Lines lines_of(const GemmCall& c, const Block& b, int64_t first, int64_
   return w;
 }
 
+// The same of K by lines of the kernel, `run` elements each, which begin with a tile; what fills the last one is 0.
+FASTQ_HD Lines lines_of_kernel(const GemmCall& c, const Block& b, int64_t run, int64_t first, int64_t count,
+                               uint8_t* room) {
+  Lines w = {};
+  const int64_t block = b.column / kBlockRows, last = (b.column + b.columns - 1) / kBlockRows;
+  const int64_t of_run = (run + kBlockDepth - 1) / kBlockDepth, tiles = (c.k + kBlockDepth - 1) / kBlockDepth;
+  alignas(64) uint8_t whole[2 * kTileSize + kLineBytes] = {};
+  for (int j = 0; j < kPanelBlocks && block + j <= last; ++j) {
+    const uint8_t* from = c.weight + (block + j) * c.row_bytes;
+    uint8_t* to = room + j * kStepTiles * kTileSize;
+    w.block[j] = to;
+    for (int64_t t = first / kBlockDepth; t < (first + count) / kBlockDepth; ++t) {
+      const int64_t at = t % of_run * kBlockDepth, element = t / of_run * run + at;  // in the run, and in K
+      const int64_t tile = element / kBlockDepth;
+      for (int64_t i = 0; i < 2 && tile + i < tiles; ++i) {
+        const uint8_t* packed = from + (tile + i) * block_tile_bytes(c.bits);
+        if (c.bits == 8)
+          std::memcpy(whole + i * kTileSize, packed, kTileSize);
+        else
+          unpack_tile(c.bits, packed, whole + i * kTileSize);
+      }
+      // A line has four elements of each row; so many bits further begin those that are wanted.
+      const int shift = int(element % 4 * 8);
+      const uint8_t* line = whole + element % kBlockDepth / 4 * kLineBytes;
+      for (int64_t r = 0; r < kBlockRows; ++r, line += kLineBytes, to += kLineBytes) {
+        const int64_t valid = run - at - r * 4;
+        const uint32_t mask = valid >= 4 ? ~0u : valid <= 0 ? 0 : (1u << (8 * valid)) - 1;
+        for (int64_t n = 0; n < kBlockRows; ++n) {
+          uint32_t these, next;
+          std::memcpy(&these, line + n * 4, 4);
+          std::memcpy(&next, line + kLineBytes + n * 4, 4);
+          const uint32_t fields = uint32_t((uint64_t(next) << 32 | these) >> shift) & mask;
+          std::memcpy(to + n * 4, &fields, 4);
+        }
+      }
+    }
+  }
+  return w;
+}
+
 // What follows elements [first, first + count) of K in the panel, or the panel itself: half of the time that a weight
 // takes is spent on its way. `times`: how often a tile of K is gone through.
 FASTQ_HD Ahead ahead_of(const GemmCall& c, const Block& b, int64_t first, int64_t count, int64_t times) {
@@ -377,14 +447,13 @@ struct IntegerProduct {
 
   // Rows [i, i + rows) by elements [first, first + count) of K.
   FASTQ_HD void multiply(const Rows& x, int64_t i, int64_t rows, const Lines& w, int64_t first, int64_t count,
-                         bool fresh, Ahead& ahead) const {
+                         bool fresh, uint32_t* sums, Ahead& ahead) const {
     const uint8_t* from = x.x + i * x.stride;
     Depths depths = {x.offset, kBlockDepth * Sums::kElement};
     if (x.offset == nullptr)
       from += first * Sums::kElement;
     else
       depths.offset += first / kBlockDepth;
-    uint32_t* sums = s.sums + i * kPanel;
 #if defined(__AMX_INT8__)
     if (plan.tiles)
       return Tiles::multiply(c.bits, from, x.stride, rows, depths, w, (count + kBlockDepth - 1) / kBlockDepth, fresh,
@@ -405,18 +474,19 @@ struct IntegerProduct {
   }
 
   // Rows [i, i + rows) of the block, whose sums over a group of K are whole.
-  void settle(const Block& b, const Rows& x, int64_t i, int64_t rows, int64_t scale_group) {
-    if (x.width == 0) return settle_rows(b, x, i, b.row + i, rows, scale_group);
-    for (const int64_t end = i + rows; i < end;) {  // line by line
+  void settle(const Block& b, const Rows& x, int64_t i, int64_t rows, int64_t scale_group, const uint32_t* sums) {
+    if (x.width == 0) return settle_rows(b, x, i, b.row + i, rows, scale_group, sums);
+    for (const int64_t begin = i, end = i + rows; i < end;) {  // line by line
       const int64_t line = i / x.width, first = i - line * x.width, count = least(x.inside - first, end - i);
-      if (count > 0) settle_rows(b, x, i, b.row + line * x.inside + first, count, scale_group);
+      if (count > 0)
+        settle_rows(b, x, i, b.row + line * x.inside + first, count, scale_group, sums + (i - begin) * kPanel);
       i = (line + 1) * x.width;
     }
   }
 
-  void settle_rows(const Block& b, const Rows& x, int64_t i, int64_t row, int64_t rows, int64_t scale_group) {
-    const int64_t offset = b.column % kBlockRows;
-    const uint32_t* sums = s.sums + i * kPanel + offset;
+  void settle_rows(const Block& b, const Rows& x, int64_t i, int64_t row, int64_t rows, int64_t scale_group,
+                   const uint32_t* sums) {
+    sums += b.column % kBlockRows;
     const Block part = {row, rows, b.column, b.columns, b.group};
     const bool totals = has_totals(c);
     const auto total = [&](int64_t r) { return x.total(i + r, scale_group); };
@@ -446,12 +516,13 @@ struct IntegerProduct {
       for (int64_t i = 0; i < b.rows * kPanel; ++i) s.sums[i] = 0;
       columns.set_scale(c, b, 0);
       columns.set_zeros(c, b, 0, 0, 0);
-      for (int64_t i = 0; i < b.rows; i += kRowsTogether) settle(b, x, i, least(kRowsTogether, b.rows - i), 0);
+      for (int64_t i = 0; i < b.rows; i += kRowsTogether)
+        settle(b, x, i, least(kRowsTogether, b.rows - i), 0, s.sums + i * kPanel);
       return;
     }
     const int32_t x_zero = c.x_zero + x_shift(c, plan);
     for (int64_t g = 0; g < c.scale_groups; ++g) {
-      const int64_t begin = g * c.group_size, end = least(begin + c.group_size, c.k);
+      const int64_t begin = g * c.group_size, end = x.run > 0 ? x.depth : least(begin + c.group_size, c.k);
       if (c.out_type != Stored::i32) columns.set_scale(c, b, g);
       columns.set_zeros(c, b, g, block_middle(c.bits), x_zero);
 #if defined(__AVX512VNNI__)
@@ -462,27 +533,32 @@ struct IntegerProduct {
           w.block[j] = c.weight + (block + j) * c.row_bytes + begin / kBlockDepth * block_tile_bytes(c.bits);
         DotProducts::multiply_few(c.bits, x.x + begin, x.stride, b.rows, w,
                                   (end - begin + kBlockDepth - 1) / kBlockDepth, s.sums);
-        settle(b, x, 0, b.rows, g);
+        settle(b, x, 0, b.rows, g, s.sums);
         continue;
       }
 #endif
       const int64_t step = plan.tiles && (c.bits == 8 || b.rows > kManyRows) ? kWholeStep : kStep;
       for (int64_t first = begin; first < end; first += step) {
         const int64_t count = least(step, end - first);
-        const Lines w = lines_of(c, b, first, count, s.panel);
+        const Lines w =
+            x.run > 0 ? lines_of_kernel(c, b, x.run, first, count, s.panel) : lines_of(c, b, first, count, s.panel);
         Ahead ahead = ahead_of(c, b, first, count, (b.rows + kRowsTogether - 1) / kRowsTogether);
+        const bool fresh = first == begin;
         if (first + count < end) {
-          multiply(x, 0, b.rows, w, first, count, first == begin, ahead);
+          multiply(x, 0, b.rows, w, first, count, fresh, s.sums, ahead);
           continue;
         }
-        // One block of rows ahead: while its products are under way, the one before becomes outputs.
+        // One block of rows ahead: while its products are under way, the one before becomes outputs. Sums that no
+        // other step adds to are kept no longer.
+        const auto sums_of = [&](int64_t i) { return s.sums + (fresh ? i % (2 * kRowsTogether) : i) * kPanel; };
         for (int64_t i = 0; i < b.rows + kRowsTogether; i += kRowsTogether) {
           if (i < b.rows) {
             const int64_t rows = least(kRowsTogether, b.rows - i);
             if (end == c.k && !c.convolution) expect(b, i, rows);
-            multiply(x, i, rows, w, first, count, first == begin, ahead);
+            multiply(x, i, rows, w, first, count, fresh, sums_of(i), ahead);
           }
-          if (i > 0) settle(b, x, i - kRowsTogether, least(kRowsTogether, b.rows - (i - kRowsTogether)), g);
+          const int64_t before = i - kRowsTogether;
+          if (i > 0) settle(b, x, before, least(kRowsTogether, b.rows - before), g, sums_of(before));
         }
       }
     }
@@ -756,10 +832,10 @@ GemmPlan plan_of(const GemmCall& c) {
 #endif
   const int64_t of_group = c.n / p.groups;
   const int64_t panels = (of_group + (of_group % kBlockRows == 0 ? 0 : kBlockRows - 1) + kPanel - 1) / kPanel;
-  if (Image::serves(c)) {
-    p.stride = c.window.channels * Sums::kElement;
+  if (Image::serves(c, p.tiles)) {
     p.lines = Image::lines_of_task(c);
-    const Image image(c, p, p.lines);
+    const Image image(c, p.lines);
+    p.stride = image.step;
     p.rows = multiple(image.positions, kRowsTogether);
     p.row_tasks = c.window.batch * ((c.window.oh + p.lines - 1) / p.lines);
     // An image of few tasks is packed by some more of them, which share its columns.
@@ -786,50 +862,76 @@ void pack(const GemmCall& c, const GemmPlan& plan, uint8_t* packed, int64_t begi
   for (int64_t row = begin; row < end; ++row) pack_row(c, plan, row, 0, packed + (row - plan.first_row) * plan.stride);
 }
 
-// Lines [line, line + image.lines) of outputs of one image, its pixels packed to `to`; `offset` has room for all of a
-// pixel's taps.
+// Lines [line, line + image.lines) of outputs of one image, its pixels packed to `to`; `offset` has room for all tiles.
 FASTQ_HD Rows image_rows(const GemmCall& c, const GemmPlan& plan, const Image& image, int64_t batch, int64_t line,
                          uint8_t* to, int64_t* offset) {
   const GemmWindow& w = c.window;
-  const int64_t channels = w.channels, upper = (Sums::kElement - 1) * image.pixels * channels;
+  const int64_t channels = w.channels, width = image.pitch * image.sw, all = image.stored() * width * channels;
   const auto* x = static_cast<const uint8_t*>(c.x) + batch * w.height * w.width * channels;
-  uint8_t* bytes = to + upper;
-  const auto fill = [&](int64_t from, int64_t end) {
-    for (int64_t i = from * channels; i < end * channels; ++i) bytes[i] = uint8_t(c.x_zero);
+  uint8_t* bytes = to + (Sums::kElement - 1) * all;
+  const int64_t apart = w.sw / image.sw;  // of pixels that lie next to each other here
+  const auto fill = [&](uint8_t* pixel, int64_t from, int64_t end) {
+    for (int64_t i = from * channels; i < end * channels; ++i) pixel[i] = uint8_t(c.x_zero);
   };
-  const int64_t left = least(w.left, image.width), inside = least(w.width, image.width - left);
-  for (int64_t i = 0; i < image.pixels / image.width; ++i, bytes += image.width * channels) {
-    const int64_t y = line + i - w.top;
-    if (y < 0 || y >= w.height || inside <= 0) {
-      fill(0, image.width);
-      continue;
+  // Pixels [left, right) of a line lie inside.
+  const int64_t left = least((w.left + apart - 1) / apart, width);
+  const int64_t beyond = (w.width + w.left + apart - 1) / apart, right = least(beyond > left ? beyond : left, width);
+  for (int64_t phase = 0; phase < image.phases; ++phase)
+    for (int64_t i = 0; i < image.of_phase; ++i) {
+      uint8_t* pixel = bytes + (phase * image.of_phase + i) * width * channels;
+      const int64_t y = (line + i) * w.sh + phase - w.top;
+      if (y < 0 || y >= w.height || left >= right) {
+        fill(pixel, 0, width);
+        continue;
+      }
+      fill(pixel, 0, left);
+      const uint8_t* from = x + (y * w.width + left * apart - w.left) * channels;
+      if (apart == 1)
+        Codes::load(from, (right - left) * channels, pixel + left * channels);
+      else
+        for (int64_t j = left; j < right; ++j, from += apart * channels)
+          Codes::load(from, channels, pixel + j * channels);
+      fill(pixel, right, width);
     }
-    fill(0, left);
-    Codes::load(x + y * w.width * channels, inside * channels, bytes + left * channels);
-    fill(left + inside, image.width);
-  }
-  bytes = to + upper;
   if (x_shift(c, plan) != 0)
-    for (int64_t i = 0; i < image.pixels * channels; ++i) bytes[i] ^= 0x80;
+    for (int64_t i = 0; i < all; ++i) bytes[i] ^= 0x80;
   const bool with_sign = x_is_signed(c, plan);
+  // Where the lines of the kernel's line u begin, for the first output.
+  const auto line_of = [&](int64_t u) { return u * w.dh % w.sh * image.of_phase + u * w.dh / w.sh; };
   auto* totals = reinterpret_cast<int32_t*>(to + image.bytes_of_pixels());
   if (has_totals(c)) {
-    int32_t* of_pixel = totals + image.positions;
-    for (int64_t i = 0; i < image.pixels; ++i) of_pixel[i] = total(bytes + i * channels, channels, with_sign);
-    for (int64_t i = 0; i < image.positions; ++i) totals[i] = 0;
-    for (int64_t u = 0; u < w.kh; ++u)
-      for (int64_t v = 0; v < w.kw; ++v) {
-        const int32_t* from = of_pixel + u * w.dh * image.width + v * w.dw;
-        for (int64_t i = 0; i < image.positions; ++i) totals[i] += from[i];
+    int32_t *across = totals + image.positions, *of_pixel = across + image.stored() * image.pitch;
+    for (int64_t i = 0; i < image.stored() * width; ++i) of_pixel[i] = total(bytes + i * channels, channels, with_sign);
+    for (int64_t i = 0; i < image.stored(); ++i)
+      for (int64_t j = 0; j < w.ow; ++j) {
+        const int32_t* from = of_pixel + i * width + j * image.sw;
+        int32_t sum = 0;
+        for (int64_t v = 0; v < w.kw; ++v) sum += from[v * w.dw];
+        across[i * image.pitch + j] = sum;
+      }
+    for (int64_t i = 0; i < image.lines; ++i)
+      for (int64_t u = 0; u < w.kh; ++u) {
+        const int32_t* from = across + (line_of(u) + i) * image.pitch;
+        int32_t* sums = totals + i * image.pitch;
+        for (int64_t j = 0; j < w.ow; ++j) sums[j] = u == 0 ? from[j] : sums[j] + from[j];
       }
   }
-  widen(image.pixels * channels, with_sign, to);
-  const int64_t tiles = channels / kBlockDepth;
-  for (int64_t tap = 0; tap < w.kh * w.kw; ++tap)
-    for (int64_t t = 0; t < tiles; ++t)
-      offset[tap * tiles + t] =
-          (tap / w.kw * w.dh * image.width + tap % w.kw * w.dw) * image.pixel + t * kBlockDepth * Sums::kElement;
-  return {to, image.pixel, offset, reinterpret_cast<const uint8_t*>(totals), 4, image.width, w.ow};
+  widen(all, with_sign, to);
+  const int64_t of_run = image.tiles() / image.runs, taps = image.runs / w.kh;  // of a line of the kernel
+  for (int64_t r = 0; r < image.runs; ++r)
+    for (int64_t t = 0; t < of_run; ++t)
+      offset[r * of_run + t] =
+          line_of(r / taps) * image.line + (r % taps * w.dw * channels + t * kBlockDepth) * Sums::kElement;
+  const bool by_lines = Image::by_lines(c);
+  return {to,
+          image.step,
+          offset,
+          reinterpret_cast<const uint8_t*>(totals),
+          4,
+          image.pitch,
+          w.ow,
+          by_lines ? image.tiles() * kBlockDepth : 0,
+          by_lines ? image.run : 0};
 }
 
 // The panels of a task's columns.
@@ -849,7 +951,7 @@ FASTQ_HD void run_panels(const GemmCall& c, const GemmPlan& plan, P& product, in
 void run_image_task(const GemmCall& c, const GemmPlan& plan, const uint8_t*, int64_t task, uint8_t* memory) {
   const int64_t of_image = (c.window.oh + plan.lines - 1) / plan.lines, of_row = task / plan.column_tasks;
   const int64_t batch = of_row / of_image, line = of_row % of_image * plan.lines;
-  const Image image(c, plan, least(plan.lines, c.window.oh - line));
+  const Image image(c, least(plan.lines, c.window.oh - line));
   const Scratch s(c, plan, memory);
   const Rows x = image_rows(c, plan, image, batch, line, s.x, s.offset);
   IntegerProduct product = {c, plan, s, {}};
@@ -873,7 +975,7 @@ void run_task(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, in
   }
   P product = {c, plan, s, {}};
   run_panels(c, plan, product, row, rows, of_column, group,
-             {x, plan.stride, nullptr, x + depth_of(c) * Sums::kElement, plan.stride, 0, 0});
+             {x, plan.stride, nullptr, x + depth_of(c) * Sums::kElement, plan.stride, 0, 0, 0, 0});
 }
 
 void product(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, int64_t begin, int64_t end) {

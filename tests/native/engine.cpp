@@ -350,6 +350,17 @@ int main() {
                           turn % 3 == 0 ? 33 : 70, bits, turn % 2 == 0, turn % 3 ? Stored::i8 : Stored::u8,
                           outs[turn % 5]);
       }
+  // The same with outputs lines and pixels apart, and by lines of the kernel where channels are no whole tiles.
+  for (int bits : widths)
+    for (int64_t channels : {1, 3, 16, 40, 64, 96})
+      for (int64_t kernel : {1, 2, 3, 7}) {
+        ++turn;
+        const int64_t down = 1 + turn % 3, across = 1 + turn / 2 % 2, dilation = kernel < 7 ? 1 + turn % 5 / 4 : 1;
+        check_convolution({1 + turn % 2, 15, 17, channels, 1, kernel, 1 + (turn * kernel) % 7 % kernel, down, across,
+                           dilation, 1, turn % 3, turn % 4, 0, 0},
+                          turn % 3 == 0 ? 33 : 7, bits, turn % 2 == 0, turn % 3 ? Stored::i8 : Stored::u8,
+                          outs[turn % 5]);
+      }
   for (int64_t k : {0, 1, 15, 4097}) check_codes(3, k, true), check_codes(3, k, false);
   std::printf("%d\n", cases);
 }

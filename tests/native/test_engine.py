@@ -58,23 +58,35 @@ def test_accumulators_of_several_blocks(m: int, n: int, k: int, bits: int) -> No
         assert torch.equal(acc.long(), product.accumulators())
 
 
+# Shape, kernel, stride, padding, dilation: channels in whole tiles, and by lines of the kernel; lines of several tasks, borders of
+# their own; lines apart, of which some are not looked at, and pixels apart.
+AS_THEY_LIE: Any = (
+    ((2, 64, 9, 33), (3, 3), 1, (1, 0, 2, 1), 1), ((1, 128, 5, 4), (2, 3), 1, (2, 2, 0, 0), 2),
+    ((3, 64, 1, 1), (3, 3), 1, (1, 1, 1, 1), 1), ((1, 64, 40, 3), (1, 1), 1, (0, 0, 0, 0), 1),
+    ((1, 64, 3, 200), (3, 1), 1, (0, 3, 1, 1), 1), ((1, 64, 20, 20), (3, 3), 1, (9, 9, 9, 9), 9),
+    ((2, 64, 9, 6), (3, 3), 1, (1, 0, 2, 1), 1), ((1, 64, 12, 12), (3, 3), 1, (2, 2, 2, 2), 2),
+    ((2, 64, 9, 8), (1, 1), 2, (0, 0, 0, 0), 1), ((1, 64, 13, 11), (3, 3), 2, (1, 1, 1, 1), 1),
+    ((1, 64, 9, 9), (2, 1), (3, 2), (3, 0, 1, 2), 1), ((1, 64, 14, 9), (3, 2), (2, 3), (0, 1, 2, 2), (2, 1)),
+    ((2, 3, 23, 21), (7, 7), 2, (3, 3, 3, 3), 1), ((1, 16, 8, 8), (3, 3), 1, (1, 1, 1, 1), 1),
+    ((1, 1, 9, 70), (5, 3), (3, 1), (2, 0, 0, 2), 1), ((1, 96, 7, 6), (3, 3), 2, (1, 1, 0, 0), 1),
+    ((1, 37, 6, 7), (2, 2), (1, 2), (1, 0, 0, 1), (2, 1)), ((1, 5, 6, 6), (1, 1), (3, 2), (0, 0, 0, 0), 1),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_images_that_are_read_as_they_lie(bits: int) -> None:
-    """Without a copy for each tap: channels in whole tiles, a stride of 1. Lines of several tasks, borders of their own."""
-    for shape, kernel, padding, dilation in (
-        ((2, 64, 9, 33), (3, 3), (1, 0, 2, 1), 1), ((1, 128, 5, 4), (2, 3), (2, 2, 0, 0), 2),
-        ((3, 64, 1, 1), (3, 3), (1, 1, 1, 1), 1), ((1, 64, 40, 3), (1, 1), (0, 0, 0, 0), 1),
-        ((1, 64, 3, 200), (3, 1), (0, 3, 1, 1), 1), ((1, 64, 20, 20), (3, 3), (9, 9, 9, 9), 9),
-        ((2, 64, 9, 6), (3, 3), (1, 0, 2, 1), 1), ((1, 64, 12, 12), (3, 3), (2, 2, 2, 2), 2),
-    ):  # fmt: skip
+    """Without a copy for each tap."""
+    for shape, kernel, stride, padding, dilation in AS_THEY_LIE:
         for x_dtype, zero in ((I8, -3), (torch.uint8, 200)):
             x, codes = drawn_codes(shape, 8, x_dtype), drawn_codes((35, shape[1], *kernel), bits, torch.uint8)
-            weight = fastq.pack(codes, bits, scale=1.0, zero_point=drawn_codes((35,), bits, torch.uint8).int())
-            keywords: dict[str, Any] = {"padding": padding, "dilation": dilation, "x_zero_point": zero}
-            acc, wanted = both(fastq.int_conv2d, x, weight, out_dtype=torch.int32, **keywords)
-            assert torch.equal(acc, wanted)
-            out = {"out_scale": 300.0, "activation": "relu", "residual": normal(*acc.shape) * 1000}
-            assert same_bits(*both(fastq.int_conv2d, x, weight, x_scale=0.5, **keywords, **out))
+            given = drawn_codes((35,), bits, torch.uint8).int()
+            keywords: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "x_zero_point": zero}
+            for weight in (fastq.pack(codes, bits, scale=1.0, zero_point=given), fastq.pack(codes, bits, scale=1.0)):
+                acc, wanted = both(fastq.int_conv2d, x, weight, out_dtype=torch.int32, **keywords)
+                assert torch.equal(acc, wanted), (shape, kernel)
+                out = {"out_scale": 300.0, "activation": "relu", "residual": normal(*acc.shape) * 1000}
+                assert same_bits(*both(fastq.int_conv2d, x, weight, x_scale=0.5, **keywords, **out))
+                assert same_bits(*both(fastq.int_conv2d, x, weight, x_scale=0.5, out_scale=90.0, **keywords))
 
 
 @pytest.mark.parametrize(
