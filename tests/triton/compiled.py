@@ -6,6 +6,7 @@ Run as a program of its own, since Triton cannot compile in a process that inter
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -53,8 +54,9 @@ def resources(cubin: bytes) -> dict[str, int]:
     return found | {"local instructions": re.findall(r"\b(?:STL|LDL)\b[^;]*", sass(cubin))}
 
 
+@functools.cache
 def sass(cubin: bytes) -> str:
-    """The machine code."""
+    """The machine code. The disassembler takes half a second, for any cubin."""
     return _dump(cubin, "-sass")
 
 
