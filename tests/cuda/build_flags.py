@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 from sources import module_of
 
 import fastq
+
+#: The architectures whose kernels are looked at in the built library: they differ most.
+LOOKED_AT = ("80", "90a")
 
 
 @functools.cache
@@ -28,3 +34,13 @@ def compiler() -> str | None:
         assert not state.available
         assert "without nvcc" in state.reason or "built without CUDA" in state.reason or "no CUDA GPU" in state.reason
     return nvcc
+
+
+def cuobjdump() -> str:
+    """The toolkit's, or the one that comes with triton."""
+    spec = find_spec("triton")
+    inside = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump" if spec and spec.origin else None
+    found = shutil.which("cuobjdump") or (str(inside) if inside and inside.exists() else None)
+    if found is None:
+        pytest.fail("cuobjdump is neither on PATH nor in the triton package")
+    return found

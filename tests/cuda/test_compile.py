@@ -1,60 +1,64 @@
 """What nvcc makes of the CUDA kernels: no spill, no local memory, 16-byte loads, true division, nothing contracted.
 
-By default LSQ's kernels for sm_90a; under the marker ``cuda_compile`` every method's for sm_80 and sm_90a, which differ most, and
-LSQ's for those between.
+By default some of LSQ's kernels for sm_90a; under the marker ``cuda_compile`` every method's for sm_80 and sm_90a, which differ
+most, as the library has them (conftest.py), and LSQ's for those between.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build_flags import build_module, compiler
+from build_flags import LOOKED_AT, build_module, compiler, cuobjdump
 from sources import ROOT
 
 pytestmark = pytest.mark.source
-METHODS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.stem not in ("codes", "decode", "kernels"))
-EVERY = [(method, arch) for method in METHODS for arch in ("80", "90a") if (method, arch) != ("lsq", "90a")]
-EVERY += [("lsq", "86"), ("lsq", "89")]
+SOURCES = ROOT / "csrc" / "cuda"
+METHODS = sorted(path.stem for path in SOURCES.glob("*.cu") if path.stem not in ("codes", "decode", "kernels"))
+#: Between those of LOOKED_AT.
+BETWEEN = ("86", "89")
+LSQ_OF_TWO_DTYPES = f"""
+#include "{ROOT}/csrc/methods/lsq.h"
+#include "{SOURCES}/launch.cuh"
+namespace fastq::cuda {{
+using Of = LaunchersOf<LSQ<true>>;
+extern const decltype(&Of::forward) some[] = {{Of::run<Float32Storage, false>, Of::run<Float32Storage, true>,
+                                              Of::run<BFloat16Storage, false>, Of::run<BFloat16Storage, true>}};
+}}
+"""
 
 
-def cuobjdump() -> str:
-    """The toolkit's, or the one that comes with triton."""
-    spec = find_spec("triton")
-    inside = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump" if spec and spec.origin else None
-    found = shutil.which("cuobjdump") or (str(inside) if inside and inside.exists() else None)
-    if found is None:
-        pytest.fail("cuobjdump is neither on PATH nor in the triton package")
-    return found
-
-
-def compiled(nvcc: str, method: str, arch: str, folder: Path) -> tuple[list[str], str, dict[str, str]]:
-    """The names of the kernels of a source file, its PTX and the SASS of each kernel; none has a stack or spills."""
-    cubin, ptx = folder / f"{method}.cubin", folder / f"{method}.ptx"
-    source, flags = ROOT / "csrc" / "cuda" / f"{method}.cu", build_module().NVCC_FLAGS
-    target = ["-arch", f"sm_{arch}", "-Werror", "all-warnings"]
-    command = [nvcc, *flags, *target, "-Xptxas", "-v", "--keep", "--keep-dir", str(folder), "-cubin", str(source), "-o", str(cubin)]
+def compiled(nvcc: str, source: Path, arch: str, folder: Path) -> Path:
+    """A source file, compiled for one architecture alone."""
+    file = folder / f"{source.stem}.fatbin"
+    target = [f"-gencode=arch=compute_{arch},code=[sm_{arch},compute_{arch}]", "-Werror", "all-warnings"]
+    command = [nvcc, *build_module().NVCC_FLAGS, *target, "-fatbin", str(source), "-o", str(file)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return file
 
-    entries = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
-    print(f"{method} sm_{arch}: {len(entries)} kernels, {min(registers)} to {max(registers)} registers")
-    assert len(entries) == len(frames) == len(registers)
-    assert set(frames) == {("0", "0", "0")}, done.stderr
-    sass = subprocess.run([cuobjdump(), "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
-    functions = dict(part.split("\n", 1) for part in sass.split("Function : ")[1:])
-    assert functions.keys() == set(entries)
+
+def contents(file: Path, arch: str) -> tuple[str, dict[str, str]]:
+    """The PTX and the SASS of each kernel that a file has for an architecture; none has a stack or spills."""
+
+    def dump(what: str) -> str:
+        command = [cuobjdump(), "-arch", f"sm_{arch}", what, str(file)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    ptx, functions = dump("-ptx"), dict(part.split("\n", 1) for part in dump("-sass").split("Function : ")[1:])
+    used = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump("-res-usage"))
+    assert functions and f".target sm_{arch}\n" in ptx, f"{file} has nothing for sm_{arch}: is it in TORCH_CUDA_ARCH_LIST?"
+    assert functions.keys() == {name for name, *_ in used} == set(re.findall(r"\.entry (\w+)\(", ptx))
+    registers = [int(n) for _, n, *_ in used]
+    print(f"{file.name} sm_{arch}: {len(used)} kernels, {min(registers)} to {max(registers)} registers")
+    assert [name for name, _, stack, local in used if (stack, local) != ("0", "0")] == [], "a stack or spills"
     assert not [name for name, function in functions.items() if re.search(r"\b(?:LDL|STL)\b", function)], "local memory"
-    return entries, ptx.read_text(), functions
+    return ptx, functions
 
 
 def check_arithmetic(text: str) -> set[str]:
@@ -68,9 +72,9 @@ def check_arithmetic(text: str) -> set[str]:
     return divisions
 
 
-def compile_and_check(nvcc: str, method: str, arch: str, folder: Path) -> None:
-    entries, text, functions = compiled(nvcc, method, arch, folder)
-    assert len(entries) >= 12
+def check_method(method: str, file: Path, arch: str) -> None:
+    text, functions = contents(file, arch)
+    assert len(functions) >= 12
     if "functions.h" in (ROOT / "csrc" / "methods" / f"{method}.h").read_text():
         # fp64's exp, log and tanh are the CUDA library's, with approximations and fused steps of their own inside
         text = "".join(part for part in text.split(".entry ") if "Float64Storage" not in part.split("(", 1)[0])
@@ -88,20 +92,30 @@ def compile_and_check(nvcc: str, method: str, arch: str, folder: Path) -> None:
 
 
 def test_lsq_for_one_architecture(tmp_path: Path) -> None:
+    source = tmp_path / "lsq.cu"
+    source.write_text(LSQ_OF_TWO_DTYPES)
     if nvcc := compiler():
-        compile_and_check(nvcc, "lsq", "90a", tmp_path)
+        check_method("lsq", compiled(nvcc, source, "90a", tmp_path), "90a")
 
 
 @pytest.mark.cuda_compile
-@pytest.mark.parametrize(("method", "arch"), EVERY)
-def test_every_architecture(method: str, arch: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", LOOKED_AT)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(method: str, arch: str, cuda_build: Path | None) -> None:
+    if cuda_build:
+        check_method(method, cuda_build / f"{method}.cu.o", arch)
+
+
+@pytest.mark.cuda_compile
+@pytest.mark.parametrize("arch", BETWEEN)
+def test_lsq_for_the_architectures_between(arch: str, tmp_path: Path) -> None:
     if nvcc := compiler():
-        compile_and_check(nvcc, method, arch, tmp_path)
+        check_method("lsq", compiled(nvcc, SOURCES / "lsq.cu", arch, tmp_path), arch)
 
 
-def check_decode(nvcc: str, arch: str, folder: Path) -> None:
-    entries, text, functions = compiled(nvcc, "decode", arch, folder)
-    assert len(entries) == 14
+def check_decode(file: Path, arch: str) -> None:
+    text, functions = contents(file, arch)
+    assert len(functions) == 14
     # erff has fused and approximate steps of its own (gelu is a few ulp from other backends'), and nothing else has any
     kernels = [part for part in text.split(".entry ")[1:] if "Decode" in part.split("(", 1)[0]]
     fused = {len(re.findall(r"\b(?:(?:fma|mad)\.[a-z.]*f32|[a-z0-9]+\.approx[a-z0-9.]*)", kernel)) for kernel in kernels}
@@ -125,17 +139,24 @@ def check_decode(nvcc: str, arch: str, folder: Path) -> None:
 
 
 @pytest.mark.cuda_compile
-@pytest.mark.parametrize("arch", ["80", "86", "89", "90a"])
-def test_decode_for_every_architecture(arch: str, tmp_path: Path) -> None:
-    if nvcc := compiler():
-        check_decode(nvcc, arch, tmp_path)
+@pytest.mark.parametrize("arch", LOOKED_AT)
+def test_decode(arch: str, cuda_build: Path | None) -> None:
+    if cuda_build:
+        check_decode(cuda_build / "decode.cu.o", arch)
 
 
 @pytest.mark.cuda_compile
-@pytest.mark.parametrize("arch", ["80", "90a"])
-def test_codes_for_every_architecture(arch: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", BETWEEN)
+def test_decode_for_the_architectures_between(arch: str, tmp_path: Path) -> None:
     if nvcc := compiler():
-        entries, text, functions = compiled(nvcc, "codes", arch, tmp_path)
-        assert len(entries) == 6 and check_arithmetic(text)
+        check_decode(compiled(nvcc, SOURCES / "decode.cu", arch, tmp_path), arch)
+
+
+@pytest.mark.cuda_compile
+@pytest.mark.parametrize("arch", LOOKED_AT)
+def test_codes(arch: str, cuda_build: Path | None) -> None:
+    if cuda_build:
+        text, functions = contents(cuda_build / "codes.cu.o", arch)
+        assert len(functions) == 6 and check_arithmetic(text)
         for name, function in functions.items():
             assert re.search(r"LDG\.E\.(?:EF\.)?128", function) and re.search(r"STG\.E\.(?:EF\.)?128", function), name

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
+#: Triton names a kernel here by all that goes into it: one that changed is compiled anew, one that several tests look at only once.
+CACHE = TESTS.parent / "build" / "triton"
 
 
 def interpreted(*part: str, program: str = "interpreted_products.py") -> list[str]:
@@ -19,12 +21,12 @@ def interpreted(*part: str, program: str = "interpreted_products.py") -> list[st
     return done.stdout.splitlines()
 
 
-def compiled(architecture: int, which: str, part: str, cache: Path) -> dict[str, dict[str, Any]]:
-    """The report of ``compiled_products.py architecture part which``."""
+def compiled(program: str, *arguments: object) -> dict[str, dict[str, Any]]:
+    """The report that ``program arguments`` prints."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    env["TRITON_CACHE_DIR"] = str(cache)
-    script = str(TESTS / "triton" / "compiled_products.py")
-    done = subprocess.run([sys.executable, script, str(architecture), part, which], capture_output=True, text=True, env=env)
+    env["TRITON_CACHE_DIR"] = str(CACHE)
+    script = str(TESTS / "triton" / program)
+    done = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     report: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return report

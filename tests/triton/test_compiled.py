@@ -3,38 +3,59 @@
 ``FASTQ_TEST_QUICK=1`` compiles for fp32 tensors alone.
 """
 
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import triton
+
+sys.path.insert(0, str(Path(__file__).parent))
+from compiled import local_instructions, sass
+from products import compiled
+
+#: Writes an element of an array in local memory and reads another.
+LOCAL_MEMORY = """
+.version 8.0
+.target sm_{gpu}
+.address_size 64
+.visible .entry kernel(.param .u64 argument)
+{{
+    .local .align 4 .b8 array[256];
+    .reg .b64 %at, %first, %second;
+    .reg .b32 %i, %j, %value;
+    ld.param.u64 %at, [argument];
+    ld.global.v2.u32 {{%i, %j}}, [%at];
+    mov.u64 %first, array;
+    mad.wide.u32 %second, %j, 4, %first;
+    mad.wide.u32 %first, %i, 4, %first;
+    ld.local.u32 %value, [%second];
+    st.local.u32 [%first], %i;
+    ld.local.u32 %i, [%second];
+    add.u32 %value, %value, %i;
+    st.global.u32 [%at], %value;
+    ret;
+}}
+"""
 
 
 @pytest.fixture(
     scope="module",
-    params=[(80, "skeleton"), (90, "methods"), *(pytest.param((gpu, "all"), marks=pytest.mark.cuda_compile) for gpu in (80, 90))],
-    ids=["80-skeleton", "90-methods", "80", "90"],
+    params=[(80, "skeleton"), (90, "skeleton"), *(pytest.param((gpu, "all"), marks=pytest.mark.cuda_compile) for gpu in (80, 90))],
+    ids=["80-skeleton", "90-skeleton", "80", "90"],
 )
-def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    script = str(Path(__file__).parent / "compiled.py")
+def report(request: pytest.FixtureRequest) -> dict[str, dict]:
     storages = ["fp32"] if os.environ.get("FASTQ_TEST_QUICK") == "1" else []
-    done = subprocess.run(
-        [sys.executable, script, *map(str, request.param), *storages], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return compiled("compiled.py", *request.param, *storages)
 
 
 def test_every_method_dtype_and_tile_is_compiled(report: dict[str, dict], request: pytest.FixtureRequest) -> None:
     what = request.node.callspec.params["report"][1]
     assert len(report) >= 40
-    if what != "methods":
-        assert {name.split()[1] for name in report} == {"fp32", "bf16", "fp16", "fp64"}
-    if what != "skeleton":
+    assert {name.split()[1] for name in report} == {"fp32", "bf16", "fp16", "fp64"}
+    if what == "all":
         assert {"lsq", "direct", "sat", "pact", "dsq", "tempered", "oscillation"} <= {name.split()[0] for name in report}
 
 
@@ -58,6 +79,16 @@ def test_nan_is_not_lost(report: dict[str, dict]) -> None:
     # SAT's kernels put 0 for NaN before they look for the largest, and add NaN again.
     lost = {name: facts["lose NaN"] for name, facts in report.items() if "largest_kernel" not in name and facts["lose NaN"]}
     assert lost == {}
+
+
+@pytest.mark.parametrize("gpu", [80, 90])
+def test_local_memory_is_seen(gpu: int, tmp_path: Path) -> None:
+    source, cubin = tmp_path / "kernel.ptx", tmp_path / "kernel.cubin"
+    source.write_text(LOCAL_MEMORY.format(gpu=gpu))
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    subprocess.run([ptxas, f"-arch=sm_{gpu}", source, "-o", cubin], check=True)
+    found = local_instructions(cubin.read_bytes())
+    assert found == len(re.findall(r"\b(?:STL|LDL)\b", sass(cubin.read_bytes()))) >= 2
 
 
 def test_nothing_spills(report: dict[str, dict]) -> None:

@@ -1,12 +1,12 @@
 """What Triton makes of the integer products for Ampere and Hopper, without such a GPU."""
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from products import compiled
 
 #: Bytes of shared memory that a program may have: sm_80 has 163 KB, but its configurations also serve sm_86 and sm_120, with 99.
 SHARED = {80: 99 * 1024, 90: 227 * 1024}
@@ -17,13 +17,8 @@ SHARED = {80: 99 * 1024, 90: 227 * 1024}
     params=[(80, "some"), (90, "some"), *(pytest.param((gpu, "all"), marks=pytest.mark.cuda_compile) for gpu in (80, 90))],
     ids=["80", "90", "80-all", "90-all"],
 )
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, dict]]:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "PYTHONPATH": str(Path(__file__).parents[1])}
-    script = str(Path(__file__).parent / "compiled_gemm.py")
-    done = subprocess.run([sys.executable, script, *map(str, request.param)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return request.param[0], json.loads(done.stdout)
+def built(request: pytest.FixtureRequest) -> tuple[int, dict[str, dict]]:
+    return request.param[0], compiled("compiled_gemm.py", *request.param)
 
 
 def products(report: dict[str, dict]) -> dict[str, dict]:

@@ -27,8 +27,9 @@ def test_products_are_within_a_few_units_of_the_exact_ones() -> None:
     params=[(80, "few"), (90, "few"), *(pytest.param((gpu, "all"), marks=pytest.mark.cuda_compile) for gpu in (80, 90))],
     ids=["80-few", "90-few", "80", "90"],
 )
-def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, dict[str, Any]]]:
-    return request.param[0], compiled(*request.param, "float", tmp_path_factory.mktemp("triton"))
+def report(request: pytest.FixtureRequest) -> tuple[int, dict[str, dict[str, Any]]]:
+    gpu, which = request.param
+    return gpu, compiled("compiled_products.py", gpu, "float", which)
 
 
 def test_half_precision_compiles_to_matrix_products_with_float32_sums(report: tuple[int, dict[str, dict[str, Any]]]) -> None:

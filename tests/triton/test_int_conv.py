@@ -30,8 +30,9 @@ def test_codes_of_activations_have_the_bits_of_the_reference() -> None:
     params=[(80, "few"), (90, "few"), *(pytest.param((gpu, "all"), marks=pytest.mark.cuda_compile) for gpu in (80, 90))],
     ids=["80-few", "90-few", "80", "90"],
 )
-def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, dict[str, Any]]]:
-    return request.param[0], compiled(*request.param, "conv", tmp_path_factory.mktemp("triton"))
+def report(request: pytest.FixtureRequest) -> tuple[int, dict[str, dict[str, Any]]]:
+    gpu, which = request.param
+    return gpu, compiled("compiled_products.py", gpu, "conv", which)
 
 
 def test_convolutions_compile_to_int8_matrix_products(report: tuple[int, dict[str, dict[str, Any]]]) -> None:
