@@ -247,41 +247,58 @@ constexpr int64_t kFloatPanelBytes = FloatSums::kStep * kPanel * 4;
 // Outputs are numbered as positions of its lines, and where a tap looks is the same number of bytes away from all of
 // them: no pixel is copied for each tap. What is computed at positions that are no outputs is left. Where outputs are
 // `sh` lines apart, line y lies with those that have its remainder by sh, so that the next output's is the next line.
-// Channels that are no whole tiles of K are multiplied by lines of the kernel, whose taps lie next to each other, and
-// which begin with a tile: the weights are laid out so, too (lines_of_kernel).
+// Channels that are no whole tiles of K are multiplied by lines of the kernel, whose taps lie next to each other: each
+// has a cell of so many bytes, of which a tile has one or a few, and the weights are laid out so, too
+// (lines_of_kernel). Where a tile has room for a line, a line here is one of cells, those of a position together.
 struct Image {
-  int64_t lines;             // of outputs
-  int64_t sw, pitch;         // pixels from a position to the next, positions from a line to the next
-  int64_t phases, of_phase;  // remainders that are looked at, lines of each
-  int64_t step, line;        // bytes of a position, of a line
-  int64_t runs, run;         // taps, or lines of the kernel; elements of one
+  int64_t lines;              // of outputs
+  bool by_lines;              // of the kernel
+  int64_t run, cell, number;  // elements next to each other, with what fills their cell; how many of them
+  int64_t together;           // lines of the kernel in a tile of cells; 0: pixels are kept as they lie
+  int64_t sw, pitch;          // pixels from a position to the next, positions from a line to the next
+  int64_t phases, of_phase;   // remainders that are looked at, lines of each
+  int64_t step, line;         // bytes of a position, of a line
   int64_t positions;
-
-  FASTQ_HD static bool by_lines(const GemmCall& c) { return c.window.channels % kBlockDepth != 0; }
 
   FASTQ_HD Image(const GemmCall& c, int64_t of_lines) : lines(of_lines) {
     const GemmWindow& w = c.window;
-    sw = w.kw == 1 ? 1 : w.sw;  // pixels between are not looked at
-    pitch = ((w.ow - 1) * sw + (w.kw - 1) * w.dw) / sw + 1;
-    phases = least(w.sh, (w.kh - 1) * w.dh + 1);
-    of_phase = ((lines - 1) * w.sh + (w.kh - 1) * w.dh) / w.sh + 1;
-    step = sw * w.channels * Sums::kElement;
+    by_lines = w.channels % kBlockDepth != 0;
+    run = by_lines ? w.kw * w.channels : w.channels;
+    number = by_lines ? w.kh : w.kh * w.kw;
+    cell = multiple(run, kBlockDepth);
+    while (by_lines && cell <= kBlockDepth && cell > kSmallestCell && cell / 2 >= run) cell /= 2;
+    together = by_lines && cell <= kBlockDepth ? kBlockDepth / cell : 0;
+    sw = w.kw == 1 || together > 0 ? 1 : w.sw;  // pixels between are not looked at
+    pitch = together > 0 ? w.ow : ((w.ow - 1) * sw + (w.kw - 1) * w.dw) / sw + 1;
+    const int64_t highest = (together > 0 ? (w.kh - 1) / together * together : w.kh - 1) * w.dh;
+    phases = least(w.sh, highest + 1);
+    of_phase = ((lines - 1) * w.sh + highest) / w.sh + 1;
+    step = (together > 0 ? kBlockDepth : sw * w.channels) * Sums::kElement;
     line = pitch * step;
-    runs = by_lines(c) ? w.kh : w.kh * w.kw;
-    run = by_lines(c) ? w.kw * w.channels : w.channels;
     positions = (lines - 1) * pitch + w.ow;
   }
+  static constexpr int64_t kSmallestCell = 8;
+
   FASTQ_HD int64_t stored() const { return phases * of_phase; }
-  FASTQ_HD int64_t tiles() const { return runs * ((run + kBlockDepth - 1) / kBlockDepth); }
-  // Pixels, of which whole tiles of positions and of K are read; totals of pixels, of lines of the kernel at the
-  // positions of each line, and of positions.
+  FASTQ_HD int64_t tiles() const { return (number * cell + kBlockDepth - 1) / kBlockDepth; }
+  // One line of the image with its border, where cells are made of it.
+  FASTQ_HD static int64_t bytes_of_line(const GemmCall& c) {
+    const GemmWindow& w = c.window;
+    return multiple(((w.ow - 1) * w.sw + w.kw) * w.channels + kBlockDepth, kLineBytes);
+  }
+  // Pixels, of which whole tiles of positions and of K are read; totals of pixels (of bytes of a line), of lines of the
+  // kernel at the positions of each line, and of positions.
   FASTQ_HD int64_t bytes_of_pixels() const {
-    return multiple(stored() * line + kRowsTogether * step + multiple(run, kBlockDepth) * Sums::kElement, kLineBytes);
+    return multiple(stored() * line + kRowsTogether * step + multiple(cell, kBlockDepth) * Sums::kElement, kLineBytes);
   }
-  FASTQ_HD int64_t bytes_of_totals() const {
-    return multiple((stored() * (sw + 1) * pitch + positions) * 4, kLineBytes);
+  FASTQ_HD int64_t across() const { return stored() * pitch * (together > 0 ? together : 1); }
+  FASTQ_HD int64_t bytes_of_totals(const GemmCall& c) const {
+    const int64_t of_pixels = together > 0 ? bytes_of_line(c) + 1 : stored() * pitch * sw;
+    return multiple((across() + positions + of_pixels) * 4, kLineBytes);
   }
-  FASTQ_HD int64_t bytes() const { return bytes_of_pixels() + bytes_of_totals(); }
+  FASTQ_HD int64_t bytes(const GemmCall& c) const {
+    return bytes_of_pixels() + bytes_of_totals(c) + (together > 0 ? bytes_of_line(c) : 0);
+  }
 
   FASTQ_HD static bool serves(const GemmCall& c, bool with_tiles) {
     const GemmWindow& w = c.window;
@@ -289,10 +306,11 @@ struct Image {
         c.k * c.n > kMostWeights)
       return false;
     const Image image(c, lines_of_task(c));
-    if (by_lines(c) && (!with_tiles || w.dw != 1 || image.tiles() >= kStepTiles)) return false;
+    if (image.by_lines && (!with_tiles || w.dw != 1 || image.tiles() >= kStepTiles)) return false;
     // Where taps are far apart, more lines are copied than are looked at.
     const bool apart = w.dh != 1 || w.dw != 1;
-    const double copied = double(image.stored()) * double(image.pitch) * double(image.sw);
+    const double copied =
+        double(image.stored()) * double(image.pitch) * double(image.together > 0 ? image.together : image.sw);
     return copied <=
            double(image.lines) * double(w.ow) * (apart ? 0.5 : 1.0) * double(w.kh * w.kw < 4 ? 4 : w.kh * w.kw);
   }
@@ -329,7 +347,7 @@ struct Scratch {
   int64_t* offset;
 
   FASTQ_HD static int64_t bytes_of_x(const GemmCall& c, const GemmPlan& plan) {
-    if (plan.lines > 0) return Image(c, plan.lines).bytes();
+    if (plan.lines > 0) return Image(c, plan.lines).bytes(c);
     return plan.shared ? 0 : plan.rows * plan.stride;
   }
   FASTQ_HD static int64_t bytes(const GemmCall& c, const GemmPlan& plan) {
@@ -356,7 +374,8 @@ struct Rows {
   const uint8_t* totals;  // of a row, int32, one for each group of K
   int64_t totals_step;    // bytes
   int64_t width, inside;  // 0: all are outputs
-  int64_t depth, run;     // of K as its lines are laid out, elements of one; 0: as the weights are
+  // Of K by lines of the kernel: all of it, elements of a line, of its cell; 0: as the weights are.
+  int64_t depth, run, cell;
 
   FASTQ_HD uint32_t total(int64_t row, int64_t scale_group) const {
     int32_t sum;
@@ -385,20 +404,20 @@ FASTQ_HD Lines lines_of(const GemmCall& c, const Block& b, int64_t first, int64_
   return w;
 }
 
-// The same of K by lines of the kernel, `run` elements each, which begin with a tile; what fills the last one is 0.
-FASTQ_HD Lines lines_of_kernel(const GemmCall& c, const Block& b, int64_t run, int64_t first, int64_t count,
-                               uint8_t* room) {
+// The same of K by lines of the kernel, `run` elements each in a cell of their own; what fills it is 0.
+FASTQ_HD Lines lines_of_kernel(const GemmCall& c, const Block& b, int64_t run, int64_t cell, int64_t first,
+                               int64_t count, uint8_t* room) {
   Lines w = {};
   const int64_t block = b.column / kBlockRows, last = (b.column + b.columns - 1) / kBlockRows;
-  const int64_t of_run = (run + kBlockDepth - 1) / kBlockDepth, tiles = (c.k + kBlockDepth - 1) / kBlockDepth;
+  const int64_t tiles = (c.k + kBlockDepth - 1) / kBlockDepth;
   alignas(64) uint8_t whole[2 * kTileSize + kLineBytes] = {};
   for (int j = 0; j < kPanelBlocks && block + j <= last; ++j) {
     const uint8_t* from = c.weight + (block + j) * c.row_bytes;
     uint8_t* to = room + j * kStepTiles * kTileSize;
     w.block[j] = to;
-    for (int64_t t = first / kBlockDepth; t < (first + count) / kBlockDepth; ++t) {
-      const int64_t at = t % of_run * kBlockDepth, element = t / of_run * run + at;  // in the run, and in K
-      const int64_t tile = element / kBlockDepth;
+    for (int64_t k = first; k < first + count; k += kBlockDepth) {
+      // What a tile has of cells comes from at most two tiles of the weight.
+      const int64_t tile = (k / cell * run + k % cell) / kBlockDepth;
       for (int64_t i = 0; i < 2 && tile + i < tiles; ++i) {
         const uint8_t* packed = from + (tile + i) * block_tile_bytes(c.bits);
         if (c.bits == 8)
@@ -407,11 +426,15 @@ FASTQ_HD Lines lines_of_kernel(const GemmCall& c, const Block& b, int64_t run, i
           unpack_tile(c.bits, packed, whole + i * kTileSize);
       }
       // A line has four elements of each row; so many bits further begin those that are wanted.
-      const int shift = int(element % 4 * 8);
-      const uint8_t* line = whole + element % kBlockDepth / 4 * kLineBytes;
-      for (int64_t r = 0; r < kBlockRows; ++r, line += kLineBytes, to += kLineBytes) {
-        const int64_t valid = run - at - r * 4;
-        const uint32_t mask = valid >= 4 ? ~0u : valid <= 0 ? 0 : (1u << (8 * valid)) - 1;
+      for (int64_t at = k; at < k + kBlockDepth; at += 4, to += kLineBytes) {
+        const int64_t element = at / cell * run + at % cell, valid = least(run - at % cell, c.k - element);
+        if (valid <= 0) {
+          fill_zeros(to, 0, kLineBytes);
+          continue;
+        }
+        const uint32_t mask = valid >= 4 ? ~0u : (1u << (8 * valid)) - 1;
+        const int shift = int(element % 4 * 8);
+        const uint8_t* line = whole + (element / 4 - tile * kBlockDepth / 4) * kLineBytes;
         for (int64_t n = 0; n < kBlockRows; ++n) {
           uint32_t these, next;
           std::memcpy(&these, line + n * 4, 4);
@@ -540,8 +563,8 @@ struct IntegerProduct {
       const int64_t step = plan.tiles && (c.bits == 8 || b.rows > kManyRows) ? kWholeStep : kStep;
       for (int64_t first = begin; first < end; first += step) {
         const int64_t count = least(step, end - first);
-        const Lines w =
-            x.run > 0 ? lines_of_kernel(c, b, x.run, first, count, s.panel) : lines_of(c, b, first, count, s.panel);
+        const Lines w = x.run > 0 ? lines_of_kernel(c, b, x.run, x.cell, first, count, s.panel)
+                                  : lines_of(c, b, first, count, s.panel);
         Ahead ahead = ahead_of(c, b, first, count, (b.rows + kRowsTogether - 1) / kRowsTogether);
         const bool fresh = first == begin;
         if (first + count < end) {
@@ -862,67 +885,115 @@ void pack(const GemmCall& c, const GemmPlan& plan, uint8_t* packed, int64_t begi
   for (int64_t row = begin; row < end; ++row) pack_row(c, plan, row, 0, packed + (row - plan.first_row) * plan.stride);
 }
 
+// Line y of an image `x`, as positions of its convolution see it: from pixel `-left` on, each `apart` pixels, to
+// `width` of them.
+FASTQ_HD void load_line(const GemmCall& c, const uint8_t* x, int64_t y, int64_t apart, int64_t width, uint8_t* to) {
+  const GemmWindow& w = c.window;
+  const auto fill = [&](int64_t from, int64_t end) {
+    for (int64_t i = from * w.channels; i < end * w.channels; ++i) to[i] = uint8_t(c.x_zero);
+  };
+  // Pixels [left, right) lie inside.
+  const int64_t left = least((w.left + apart - 1) / apart, width);
+  const int64_t beyond = (w.width + w.left + apart - 1) / apart, right = least(beyond > left ? beyond : left, width);
+  if (y < 0 || y >= w.height || left >= right) return fill(0, width);
+  fill(0, left);
+  const uint8_t* from = x + (y * w.width + left * apart - w.left) * w.channels;
+  if (apart == 1)
+    Codes::load(from, (right - left) * w.channels, to + left * w.channels);
+  else
+    for (int64_t j = left; j < right; ++j, from += apart * w.channels)
+      Codes::load(from, w.channels, to + j * w.channels);
+  fill(right, width);
+}
+
+// Of `n` cells the bytes from `from` on, each `apart` bytes; `to`: cells of a position are a tile's bytes.
+template <int64_t kCell>
+FASTQ_HD void copy_cells(const uint8_t* from, int64_t apart, int64_t n, uint8_t* to) {
+  for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * kBlockDepth, from + i * apart, kCell);
+}
+
+// Lines of cells, and their totals: of line `at` those of the lines of the kernel that it has.
+FASTQ_HD void load_cells(const GemmCall& c, const GemmPlan& plan, const Image& image, const uint8_t* x, int64_t line,
+                         uint8_t* to, int32_t* across, int32_t* sums, uint8_t* room) {
+  const GemmWindow& w = c.window;
+  const int64_t width = (w.ow - 1) * w.sw + w.kw, bytes = width * w.channels, apart = w.sw * w.channels;
+  const bool shifted = x_shift(c, plan) != 0, with_sign = x_is_signed(c, plan), totals = has_totals(c);
+  fill_zeros(room, bytes, Image::bytes_of_line(c));
+  for (int64_t at = 0; at < image.stored(); ++at) {
+    const int64_t top = (line + at % image.of_phase) * w.sh + at / image.of_phase - w.top;
+    for (int64_t l = 0; l < image.together; ++l) {
+      load_line(c, x, top + l * w.dh, 1, width, room);
+      if (shifted)
+        for (int64_t i = 0; i < bytes; ++i) room[i] ^= 0x80;
+      uint8_t* cells = to + at * image.line + l * image.cell;
+      switch (image.cell) {
+        case 8: copy_cells<8>(room, apart, w.ow, cells); break;
+        case 16: copy_cells<16>(room, apart, w.ow, cells); break;
+        case 32: copy_cells<32>(room, apart, w.ow, cells); break;
+        default: copy_cells<64>(room, apart, w.ow, cells); break;
+      }
+      if (!totals) continue;
+      // Sums of all bytes before each, modulo 2^32: of a run they differ by its own.
+      uint32_t sum = 0;
+      sums[0] = 0;
+      for (int64_t i = 0; i < bytes; ++i) {
+        sum += with_sign ? uint32_t(int32_t(int8_t(room[i]))) : room[i];
+        sums[i + 1] = int32_t(sum);
+      }
+      int32_t* of_line = across + (at * image.together + l) * image.pitch;
+      for (int64_t j = 0; j < w.ow; ++j)
+        of_line[j] = int32_t(uint32_t(sums[j * apart + image.run]) - uint32_t(sums[j * apart]));
+    }
+  }
+}
+
 // Lines [line, line + image.lines) of outputs of one image, its pixels packed to `to`; `offset` has room for all tiles.
 FASTQ_HD Rows image_rows(const GemmCall& c, const GemmPlan& plan, const Image& image, int64_t batch, int64_t line,
                          uint8_t* to, int64_t* offset) {
   const GemmWindow& w = c.window;
-  const int64_t channels = w.channels, width = image.pitch * image.sw, all = image.stored() * width * channels;
+  const int64_t channels = w.channels;
   const auto* x = static_cast<const uint8_t*>(c.x) + batch * w.height * w.width * channels;
-  uint8_t* bytes = to + (Sums::kElement - 1) * all;
-  const int64_t apart = w.sw / image.sw;  // of pixels that lie next to each other here
-  const auto fill = [&](uint8_t* pixel, int64_t from, int64_t end) {
-    for (int64_t i = from * channels; i < end * channels; ++i) pixel[i] = uint8_t(c.x_zero);
-  };
-  // Pixels [left, right) of a line lie inside.
-  const int64_t left = least((w.left + apart - 1) / apart, width);
-  const int64_t beyond = (w.width + w.left + apart - 1) / apart, right = least(beyond > left ? beyond : left, width);
-  for (int64_t phase = 0; phase < image.phases; ++phase)
-    for (int64_t i = 0; i < image.of_phase; ++i) {
-      uint8_t* pixel = bytes + (phase * image.of_phase + i) * width * channels;
-      const int64_t y = (line + i) * w.sh + phase - w.top;
-      if (y < 0 || y >= w.height || left >= right) {
-        fill(pixel, 0, width);
-        continue;
-      }
-      fill(pixel, 0, left);
-      const uint8_t* from = x + (y * w.width + left * apart - w.left) * channels;
-      if (apart == 1)
-        Codes::load(from, (right - left) * channels, pixel + left * channels);
-      else
-        for (int64_t j = left; j < right; ++j, from += apart * channels)
-          Codes::load(from, channels, pixel + j * channels);
-      fill(pixel, right, width);
+  auto* totals = reinterpret_cast<int32_t*>(to + image.bytes_of_pixels());
+  int32_t *across = totals + image.positions, *sums = across + image.across();
+  if (image.together > 0) {
+    load_cells(c, plan, image, x, line, to, across, sums, to + image.bytes_of_pixels() + image.bytes_of_totals(c));
+  } else {
+    const int64_t width = image.pitch * image.sw, all = image.stored() * width * channels;
+    uint8_t* bytes = to + (Sums::kElement - 1) * all;
+    for (int64_t at = 0; at < image.stored(); ++at)
+      load_line(c, x, (line + at % image.of_phase) * w.sh + at / image.of_phase - w.top, w.sw / image.sw, width,
+                bytes + at * width * channels);
+    if (x_shift(c, plan) != 0)
+      for (int64_t i = 0; i < all; ++i) bytes[i] ^= 0x80;
+    const bool with_sign = x_is_signed(c, plan);
+    if (has_totals(c)) {
+      for (int64_t i = 0; i < image.stored() * width; ++i) sums[i] = total(bytes + i * channels, channels, with_sign);
+      for (int64_t i = 0; i < image.stored(); ++i)
+        for (int64_t v = 0; v < w.kw; ++v) {
+          const int32_t* from = sums + i * width + v * w.dw;
+          int32_t* of_line = across + i * image.pitch;
+          for (int64_t j = 0; j < w.ow; ++j) of_line[j] = v == 0 ? from[j * image.sw] : of_line[j] + from[j * image.sw];
+        }
     }
-  if (x_shift(c, plan) != 0)
-    for (int64_t i = 0; i < all; ++i) bytes[i] ^= 0x80;
-  const bool with_sign = x_is_signed(c, plan);
+    widen(all, with_sign, to);
+  }
   // Where the lines of the kernel's line u begin, for the first output.
   const auto line_of = [&](int64_t u) { return u * w.dh % w.sh * image.of_phase + u * w.dh / w.sh; };
-  auto* totals = reinterpret_cast<int32_t*>(to + image.bytes_of_pixels());
-  if (has_totals(c)) {
-    int32_t *across = totals + image.positions, *of_pixel = across + image.stored() * image.pitch;
-    for (int64_t i = 0; i < image.stored() * width; ++i) of_pixel[i] = total(bytes + i * channels, channels, with_sign);
-    for (int64_t i = 0; i < image.stored(); ++i)
-      for (int64_t j = 0; j < w.ow; ++j) {
-        const int32_t* from = of_pixel + i * width + j * image.sw;
-        int32_t sum = 0;
-        for (int64_t v = 0; v < w.kw; ++v) sum += from[v * w.dw];
-        across[i * image.pitch + j] = sum;
-      }
+  const int64_t together = image.together > 0 ? image.together : 1;
+  if (has_totals(c))
     for (int64_t i = 0; i < image.lines; ++i)
       for (int64_t u = 0; u < w.kh; ++u) {
-        const int32_t* from = across + (line_of(u) + i) * image.pitch;
-        int32_t* sums = totals + i * image.pitch;
-        for (int64_t j = 0; j < w.ow; ++j) sums[j] = u == 0 ? from[j] : sums[j] + from[j];
+        const int32_t* from = across + ((line_of(u / together * together) + i) * together + u % together) * image.pitch;
+        int32_t* sum = totals + i * image.pitch;
+        for (int64_t j = 0; j < w.ow; ++j) sum[j] = u == 0 ? from[j] : sum[j] + from[j];
       }
+  const int64_t of_cell = image.together > 0 ? 1 : image.cell / kBlockDepth, taps = image.number / w.kh;
+  for (int64_t t = 0; t < image.tiles(); ++t) {
+    const int64_t n = t / of_cell * together;  // the tap, or the line of the kernel
+    offset[t] =
+        line_of(n / taps) * image.line + (n % taps * w.dw * channels + t % of_cell * kBlockDepth) * Sums::kElement;
   }
-  widen(all, with_sign, to);
-  const int64_t of_run = image.tiles() / image.runs, taps = image.runs / w.kh;  // of a line of the kernel
-  for (int64_t r = 0; r < image.runs; ++r)
-    for (int64_t t = 0; t < of_run; ++t)
-      offset[r * of_run + t] =
-          line_of(r / taps) * image.line + (r % taps * w.dw * channels + t * kBlockDepth) * Sums::kElement;
-  const bool by_lines = Image::by_lines(c);
+  const bool by = image.by_lines;
   return {to,
           image.step,
           offset,
@@ -930,8 +1001,9 @@ FASTQ_HD Rows image_rows(const GemmCall& c, const GemmPlan& plan, const Image& i
           4,
           image.pitch,
           w.ow,
-          by_lines ? image.tiles() * kBlockDepth : 0,
-          by_lines ? image.run : 0};
+          by ? image.tiles() * kBlockDepth : 0,
+          by ? image.run : 0,
+          image.cell};
 }
 
 // The panels of a task's columns.
@@ -975,7 +1047,7 @@ void run_task(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, in
   }
   P product = {c, plan, s, {}};
   run_panels(c, plan, product, row, rows, of_column, group,
-             {x, plan.stride, nullptr, x + depth_of(c) * Sums::kElement, plan.stride, 0, 0, 0, 0});
+             {x, plan.stride, nullptr, x + depth_of(c) * Sums::kElement, plan.stride, 0, 0, 0, 0, 0});
 }
 
 void product(const GemmCall& c, const GemmPlan& plan, const uint8_t* packed, int64_t begin, int64_t end) {
