@@ -16,6 +16,7 @@ Both libraries use torch's stable C++ ABI (2.10), so they load in any later torc
 ``TORCH_CUDA_ARCH_LIST``    such as ``8.0;9.0a+PTX``; unset: ``8.0;8.6;8.9;9.0a+PTX``
 ``CUDA_HOME, CXX``          where nvcc is, and which C++ compiler to use
 ``FASTQ_CPU_LEVELS``        such as ``v3``: fewer x86-64 levels in a build for development; unset: ``v2 v3 v4``
+                            (another processor has one, ``generic``)
 ``MAX_JOBS``                how many compilers at once
 ==========================  ====================================================================================
 """
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -35,7 +37,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-ISAS = tuple(os.environ.get("FASTQ_CPU_LEVELS", "v2 v3 v4").split())
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+ISAS = tuple(os.environ.get("FASTQ_CPU_LEVELS", "v2 v3 v4").split()) if X86 else ("generic",)
 
 # One list of flags for every build, and for the tests that look at what it makes. The formulas give the same bits
 # everywhere because nothing here lets a compiler contract, reorder or approximate.
@@ -52,6 +55,8 @@ BEYOND_V4 = {"vnni": ["-mavx512vnni"], "amx": ["-mavx512vnni", "-mamx-tile", "-m
 
 def machine(isa: str) -> list[str]:
     """The compiler's flags for an instruction set."""
+    if isa == "generic":  # any processor's; on x86-64, for the tests alone
+        return ["-DFASTQ_PORTABLE", "-DFASTQ_ISA=generic"]
     level = "v4" if isa in BEYOND_V4 else isa
     return [f"-march=x86-64-{level}", *BEYOND_V4.get(isa, []), f"-DFASTQ_ISA={isa}"]
 
@@ -253,7 +258,9 @@ class BuildNative(build_ext):
         if record["torch"] is None:
             print("fastq: torch is not installed: built fastq.runtime alone. Install torch >= 2.10 first for all of fastq")
             return
-        print(f"fastq: built libfastq.so (x86-64 {', '.join(ISAS)}) against torch {record['torch']}, stable ABI 2.10")
+        print(
+            f"fastq: built libfastq.so ({platform.machine()}: {', '.join(ISAS)}) against torch {record['torch']}, stable ABI 2.10"
+        )
         if cuda["built"]:  # type: ignore[index]
             print(f"fastq: built libfastq_cuda.so for {cuda['architectures']} with nvcc {cuda['nvcc']}")  # type: ignore[index]
         else:

@@ -377,7 +377,7 @@ MUTANTS = [
     *mutants(
         "csrc/cpu/gemm.cpp",
         (
-            "cpu-image-border", "const int64_t left = least(w.left, image.width)", "const int64_t left = least(w.top, image.width)",
+            "cpu-image-border", "least((w.left + apart - 1) / apart, width);", "least((w.top + apart - 1) / apart, width);",
             f"{ENGINE}::test_images_that_are_read_as_they_lie", "the sides of an image have a border of their own",
         ),
         (
@@ -385,7 +385,11 @@ MUTANTS = [
             f"{ENGINE}::test_images_that_are_read_as_they_lie", "positions beyond a line are no outputs",
         ),
         (
-            "cpu-gemm-steps", "b.rows, w, first, count, first == begin,", "b.rows, w, first, count, true,",
+            "cpu-image-phases", "return u * w.dh % w.sh * image.of_phase + u * w.dh / w.sh;", "return u * w.dh / w.sh;",
+            f"{ENGINE}::test_images_that_are_read_as_they_lie", "lines between those of outputs lie elsewhere",
+        ),
+        (
+            "cpu-gemm-steps", "b.rows, w, first, count, fresh,", "b.rows, w, first, count, true,",
             f"{ENGINE}::test_accumulators_of_several_blocks", "the steps along K add up",
         ),
         (

@@ -101,7 +101,12 @@ def _runtime() -> dict[str, Any]:
 
 
 def _best(level: str, reason: str) -> str:
-    text = {"": "none", "vnni": "vnni (x86-64-v4 and AVX512-VNNI)", "amx": "amx (vnni and AMX)"}.get(level, f"x86-64-{level}")
+    text = {
+        "": "none",
+        "generic": "generic (code for any processor)",
+        "vnni": "vnni (x86-64-v4 and AVX512-VNNI)",
+        "amx": "amx (vnni and AMX)",
+    }.get(level, f"x86-64-{level}")
     return f"{text}; {reason}" if reason else text
 
 

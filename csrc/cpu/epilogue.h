@@ -117,8 +117,10 @@ FASTQ_HD bool any(I32 mask) {
   return _mm512_test_epi32_mask(__m512i(mask), __m512i(mask)) != 0;
 #elif FASTQ_VECTOR_BYTES == 32
   return _mm256_movemask_ps(__m256(mask)) != 0;
-#else
+#elif defined(FASTQ_SSE)
   return _mm_movemask_ps(__m128(mask)) != 0;
+#else
+  return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
 #endif
 }
 

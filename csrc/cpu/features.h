@@ -1,5 +1,26 @@
-// What the processor can do, by the x86-64 micro-architecture levels.
+// What the processor can do, by the x86-64 micro-architecture levels. Of another processor only the lowest is asked.
 #pragma once
+
+#if !defined(__x86_64__)
+
+namespace fastq {
+
+inline bool has_amx() {
+  return false;
+}
+inline bool allow_amx() {
+  return false;
+}
+inline bool has_vnni() {
+  return false;
+}
+inline int best_isa() {
+  return 2;
+}
+
+}  // namespace fastq
+
+#else
 
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -49,3 +70,5 @@ inline int best_isa() {
 }
 
 }  // namespace fastq
+
+#endif

@@ -4,8 +4,6 @@
 // product, and a shift moves the high one down. What the high halves hold otherwise is never looked at.
 #pragma once
 
-#include <immintrin.h>
-
 #include "../methods/philox.h"
 #include "vector.h"
 
@@ -33,12 +31,22 @@ FASTQ_HD F32 vector_root(F32 v) {
 #define FASTQ_LANES(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)
 #define FASTQ_WIDE_LANES(f) f(0), f(1), f(2), f(3)
 #else
+#if defined(FASTQ_SSE)
 FASTQ_HD U64 wide_product(U64 a, U64 b) {
   return U64(_mm_mul_epu32(__m128i(a), __m128i(b)));
 }
 FASTQ_HD F32 vector_root(F32 v) {
   return F32(_mm_sqrt_ps(__m128(v)));
 }
+#else
+FASTQ_HD U64 wide_product(U64 a, U64 b) {
+  return (a & 0xffffffffu) * (b & 0xffffffffu);
+}
+FASTQ_HD F32 vector_root(F32 v) {
+  for (int i = 0; i < 4; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+}
+#endif
 #define FASTQ_LANES(f) f(0), f(1), f(2), f(3)
 #define FASTQ_WIDE_LANES(f) f(0), f(1)
 #endif

@@ -8,11 +8,6 @@
 
 #include "blocks.h"
 #include "gemm.h"
-#if defined(__AVX512VNNI__)
-#include <immintrin.h>
-#elif FASTQ_VECTOR_BYTES == 16
-#include <emmintrin.h>
-#endif
 
 namespace fastq {
 inline namespace FASTQ_ISA {
@@ -182,8 +177,11 @@ struct Pairs {
     return U32(_mm512_madd_epi16(__m512i(a), __m512i(b)));
 #elif FASTQ_VECTOR_BYTES == 32
     return U32(_mm256_madd_epi16(__m256i(a), __m256i(b)));
-#else
+#elif defined(FASTQ_SSE)
     return U32(_mm_madd_epi16(__m128i(a), __m128i(b)));
+#else
+    const I32 of_a = I32(a), of_b = I32(b);
+    return U32(((I32(U32(a) << 16) >> 16) * (I32(U32(b) << 16) >> 16)) + (of_a >> 16) * (of_b >> 16));
 #endif
   }
   FASTQ_HD static I16 broadcast(const uint8_t* x) {

@@ -6,7 +6,9 @@
 
 #include <cstdint>
 #include <cstring>
-#if defined(__F16C__)
+// FASTQ_PORTABLE: as on a processor that is no x86-64, whose vectors have no instructions named here.
+#if defined(__SSE4_2__) && !defined(FASTQ_PORTABLE)
+#define FASTQ_SSE 1
 #include <immintrin.h>
 #endif
 

@@ -33,7 +33,7 @@ void product(GemmCall& c, const Tensor& x) {
 }  // namespace
 
 const GemmRunner kGemmCuda = {Layout::tiles, product, run<QuantizeCall, cuda::quantize>,
-                              run<QuantizeCall, cuda::quantize_rows>};
+                              run<QuantizeCall, cuda::quantize_rows>, nullptr};
 const DirectRunner kDirectCuda = {run<DirectCall, cuda::direct_weight>, run<DirectCall, cuda::direct_gradient>,
                                   run<DirectCall, cuda::direct_update>};
 const Runner kCuda = {

@@ -49,6 +49,14 @@ def test_without_torch_the_runtime_alone_is_built(setup: ModuleType, monkeypatch
     assert sorted(built) == sorted([*kernels, "dispatch.o", "product.o", "module.o", "network.o", "threads.o", made[0][0]])
 
 
+def test_another_processor_gets_code_for_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    ninja, _, record = module_of("setup.py").plan()
+    text = "\n".join(ninja.lines)
+    assert record["cpu"] == ["generic"] and "gemm_generic.o" in text and "gemm_v2.o" not in text
+    assert "-march" not in text and "-mavx" not in text and "-mamx" not in text
+
+
 def test_architectures(setup: ModuleType) -> None:
     assert setup.architectures("8.0;9.0a+PTX") == [
         "-gencode=arch=compute_80,code=sm_80",

@@ -105,6 +105,23 @@ def test_rows_of_no_element(x: torch.Tensor, group_size: int | None) -> None:
         assert torch.equal(found.float(), bias.view(1, 5, 1, 1).expand(1, 5, 4, 4))
 
 
+@pytest.mark.parametrize("zero_point", [None, 3])
+def test_sums_next_to_half_a_code_have_the_codes_of_the_division(zero_point: int | None) -> None:
+    """Sums become codes by one factor, ``x_scale * scale / out_scale``, where there is a scale alone: all sums that one can be."""
+    x = torch.arange(-128, 128, dtype=torch.int16).to(I8).view(-1, 1).expand(256, 64).contiguous()
+    x[:, 1:] = 0
+    codes = torch.arange(-40, 40, dtype=I8).view(-1, 1).expand(80, 64).contiguous()
+    zero = None if zero_point is None else torch.full((80,), zero_point, dtype=torch.int32)
+    for x_scale, scale, out_scale in (
+        (0.3, 0.1, 0.06), (0.7, 1 / 3, 7 / 15), (1.1, 0.01, 0.022), (1e-20, 1e-20, 2e-40), (1e20, 1e18, 2e29), (1e-38, 1e-2, 2e-29),
+        (0.3, 0.1, 0.02), (1.7, 3.0, 0.34),
+    ):  # fmt: skip
+        weight = fastq.pack(codes, 8, scale=scale, zero_point=zero)
+        keywords = {"x_scale": x_scale, "out_scale": out_scale}
+        for more in ({}, {"activation": "relu"}, {"out_dtype": torch.uint8, "out_zero_point": 7, "out_range": (3, 200)}):
+            assert torch.equal(*both(fastq.int_linear, x, weight, **keywords, **more)), (x_scale, scale, out_scale, more)
+
+
 def test_codes_next_to_half_a_code_are_those_of_the_division() -> None:
     """The kernels multiply by an inverse where that gives the same code: numbers on, above and below all ties, and far beyond."""
     for scale in (0.1, 3.0, 1 / 3, 1.7e-31, 2.0**-130, 2.0**120):
@@ -378,6 +395,7 @@ for m, n, k in ((65, 33, 513), (1, 31, 2049)):
 for bits in (3, 8):
     test_engine.test_images_that_are_read_as_they_lie(bits)
 test_engine.test_codes_next_to_half_a_code_are_those_of_the_division()
+test_engine.test_sums_next_to_half_a_code_have_the_codes_of_the_division(None)
 test_engine.test_products_of_several_threads_and_libraries_at_once()
 for keywords in test_engine.EPILOGUES:
     test_engine.test_epilogues_have_the_references_bits(keywords)
