@@ -2,6 +2,7 @@
 
 The demo's network on digits and one of ResNet-18's shape, with random weights: a step of LSQ is taken from one batch, nothing is
 trained. torch runs them eagerly on channels_last images, batch norms folded into the convolutions, as ``fastq.convert`` folds them.
+The 8-bit one is also run from its file by ``fastq.runtime``, whose threads are its own.
 A converted network shows a time only where it gives, bit for bit, what its trainable form with ``forward="integer"`` gives; one of
 torch's where it is within a few roundings of the unfolded network's outputs.
 """
@@ -9,8 +10,10 @@ torch's where it is within a few roundings of the unfolded network's outputs.
 from __future__ import annotations
 
 import functools
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,9 +83,25 @@ def integers(make: Callable[[], nn.Module], x: torch.Tensor, bits: int) -> tuple
     return fastq.convert(model.eval()), wrong
 
 
-ARMS: dict[str, Callable[[Callable[[], nn.Module], torch.Tensor], tuple[nn.Module, str]]] = {
+def without_torch(make: Callable[[], nn.Module], x: torch.Tensor, bits: int) -> tuple[Any, str]:
+    """The same from its file, by ``fastq.runtime`` with as many threads; and why not, where an output differs."""
+    model, wrong = integers(make, x, bits)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.safetensors"
+        fastq.save(model, path)
+        network = fastq.runtime.load(path, threads=torch.get_num_threads())
+
+    def run(given: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(network(given.numpy()))
+
+    with torch.no_grad():
+        return run, wrong or ("" if torch.equal(run(x), model(x)) else "differs from the converted network")
+
+
+ARMS: dict[str, Callable[[Callable[[], nn.Module], torch.Tensor], tuple[Any, str]]] = {
     "fastq-W8A8": functools.partial(integers, bits=8),
     "fastq-W4A8": functools.partial(integers, bits=4),
+    "fastq-runtime-W8A8": functools.partial(without_torch, bits=8),
     "torch-fp32": functools.partial(plain, dtype=torch.float32),
     "torch-bf16": functools.partial(plain, dtype=torch.bfloat16),
 }
