@@ -121,7 +121,7 @@ constexpr int64_t kOwnRows = 64;        // where a task packs its own, which are
 constexpr int64_t kUnpackedRows = 256;  // the same where it unpacks the weights
 constexpr int64_t kSharedRows = 512;    // of a convolution, at most, to be packed first
 constexpr int64_t kRowsTogether = 32;   // whose sums become outputs as soon as they are whole
-constexpr int64_t kFewTasks = 8;
+constexpr int64_t kFewTasks = 4;
 constexpr int64_t kSlack = 64;
 
 FASTQ_HD bool x_is_signed(const GemmCall& c, const GemmPlan& plan) {
