@@ -300,38 +300,41 @@ struct Image {
     return bytes_of_pixels() + bytes_of_totals(c) + (together > 0 ? bytes_of_line(c) : 0);
   }
 
-  FASTQ_HD static bool serves(const GemmCall& c, bool with_tiles) {
+  // The lines of a task, or 0 where rows are packed instead.
+  FASTQ_HD static int64_t lines_of_task(const GemmCall& c, bool with_tiles) {
     const GemmWindow& w = c.window;
     if (!c.integer() || !c.convolution || w.groups != 1 || c.m == 0 || c.k == 0 || w.kh * w.kw > kMostTaps ||
         c.k * c.n > kMostWeights)
-      return false;
-    const Image image(c, lines_of_task(c));
-    if (image.by_lines && (!with_tiles || w.dw != 1 || image.tiles() >= kStepTiles)) return false;
+      return 0;
+    const Image image(c, best_lines(c));
+    if (image.positions > kWidest) return 0;
+    if (image.by_lines && (!with_tiles || w.dw != 1 || image.tiles() >= kStepTiles)) return 0;
     // Where taps are far apart, more lines are copied than are looked at.
-    const bool apart = w.dh != 1 || w.dw != 1;
+    const double taps = double(w.kh * w.kw < 4 ? 4 : w.kh * w.kw) * (w.dh != 1 || w.dw != 1 ? 0.5 : 1.0);
     const double copied =
         double(image.stored()) * double(image.pitch) * double(image.together > 0 ? image.together : image.sw);
-    return copied <=
-           double(image.lines) * double(w.ow) * (apart ? 0.5 : 1.0) * double(w.kh * w.kw < 4 ? 4 : w.kh * w.kw);
+    return copied <= double(image.lines) * double(w.ow) * taps ? image.lines : 0;
   }
   static constexpr int64_t kMostTaps = 1024;
   static constexpr int64_t kMostWeights = 3 << 19;  // that a cache keeps from one task to the next
+  static constexpr int64_t kWidest = 4096;          // positions of one line, of which there is a task at least
 
   // So many lines that few positions are computed in vain and few copied twice, and no more than the cache has room
   // for. What counts are cycles: of a tile of 32 x 32 outputs those of its products and a few hundred to settle it.
-  FASTQ_HD static int64_t lines_of_task(const GemmCall& c) {
+  FASTQ_HD static int64_t best_lines(const GemmCall& c) {
     const GemmWindow& w = c.window;
     const int64_t most = c.bits == 8 ? kMostPositions : kMostUnpacked;
     int64_t best = 1;
     double least_cost = 1e300;
-    for (int64_t lines = 1; lines <= w.oh; ++lines) {
+    for (int64_t lines = 1; lines <= w.oh && (lines == 1 || lines * w.ow <= most); ++lines) {
+      const int64_t tasks = (w.oh + lines - 1) / lines;
+      if ((w.oh + tasks - 1) / tasks != lines) continue;  // as many tasks with fewer lines
       const Image image(c, lines);
       if (lines > 1 && image.positions > most) break;
       const double tiles =
           double(multiple(image.positions, kRowsTogether) / kRowsTogether * ((c.n + kPanel - 1) / kPanel));
       const double cycles = tiles * (64.0 * double(image.tiles()) + 512.0) + double(image.bytes_of_pixels()) / 8;
-      const double cost = double((w.oh + lines - 1) / lines) * cycles;
-      if (cost < least_cost) best = lines, least_cost = cost;
+      if (double(tasks) * cycles < least_cost) best = lines, least_cost = double(tasks) * cycles;
     }
     return best;
   }
@@ -855,8 +858,8 @@ GemmPlan plan_of(const GemmCall& c) {
 #endif
   const int64_t of_group = c.n / p.groups;
   const int64_t panels = (of_group + (of_group % kBlockRows == 0 ? 0 : kBlockRows - 1) + kPanel - 1) / kPanel;
-  if (Image::serves(c, p.tiles)) {
-    p.lines = Image::lines_of_task(c);
+  p.lines = Image::lines_of_task(c, p.tiles);
+  if (p.lines > 0) {
     const Image image(c, p.lines);
     p.stride = image.step;
     p.rows = multiple(image.positions, kRowsTogether);
