@@ -1,34 +1,35 @@
 """How long ``import fastq.runtime`` takes in a fresh process, NumPy included; fails where that is 150 ms, or torch comes with it.
 
-What is limited is the least of several runs in time of the processor: other processes on the machine only add to it. The clock's
-median is printed beside it.
+What is limited is the least of several runs, for other processes on the machine only add to it. Where NumPy alone leaves no room
+for it, on a slow machine, what is limited is fastq's own part. The clock's median is printed beside them.
 """
 
 import statistics
 import subprocess
 import sys
 
-LIMIT, RUNS = 150, 12
+LIMIT, OWN_LIMIT, RUNS = 150, 40, 12
 SCRIPT = """
 import sys, time
-times = [(time.perf_counter(), time.process_time())]
+start = time.perf_counter()
 import numpy
-times.append((time.perf_counter(), time.process_time()))
+middle = time.perf_counter()
 import fastq.runtime
-times.append((time.perf_counter(), time.process_time()))
-print(*(1000 * (times[-1][i] - times[j][i]) for i, j in ((0, 0), (1, 0), (1, 1))))
+end = time.perf_counter()
+print(1000 * (end - start), 1000 * (end - middle))
 assert "torch" not in sys.modules
 """
 
 
 def main() -> int:
     runs = [subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True) for _ in range(RUNS)]
-    clock, processor, own = zip(*(map(float, run.stdout.split()) for run in runs), strict=True)
+    whole, own = zip(*(map(float, run.stdout.split()) for run in runs), strict=True)
     print(
-        f"import fastq.runtime: {statistics.median(clock):.0f} ms on the clock (median of {RUNS}), of the processor "
-        f"{min(processor):.0f} ms (the least), {min(own):.0f} of them without NumPy; the limit is {LIMIT}"
+        f"import fastq.runtime: {min(whole):.0f} ms (the least of {RUNS}; median {statistics.median(whole):.0f}), {min(own):.0f} "
+        f"of them without NumPy; the limit is {LIMIT}, and {OWN_LIMIT} without"
     )
-    return int(min(processor) >= LIMIT)
+    room = min(all_ - part for all_, part in zip(whole, own, strict=True)) < LIMIT - OWN_LIMIT
+    return int(min(own) >= OWN_LIMIT or (room and min(whole) >= LIMIT))
 
 
 if __name__ == "__main__":
